@@ -1,0 +1,1 @@
+"""Drivers: what turns Records into a guest and a guest into Records."""

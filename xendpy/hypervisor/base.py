@@ -1,0 +1,209 @@
+"""The driver interface: everything a migration asks of whoever runs the guests.
+
+All calls block and come from one worker thread at a time; only `cancel` may come from another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+from xendpy.guest.domain import Domain, DomainConfig, DomainSummary, GuestType
+from xendpy.guest.pages import DirtyBitmap, PageBatch, Pfns
+from xendpy.stream.records import Pages, Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a driver can do; callers choose by it before they start."""
+
+    guest_types: frozenset[GuestType]
+    page_access: bool  # save() gives a PageSource
+    live_save: bool
+    runs_guests: bool
+    free_memory_bytes: int
+    total_memory_bytes: int
+
+
+class RestoreSession(Protocol):
+    """One guest on its way in. Leaving the `with` without `complete` or `keep` discards it."""
+
+    def populate(self, batch: PageBatch) -> Sequence[memoryview]:
+        """Make the frames of `batch` exist, with these types, and return writable views.
+
+        The views cover the frames that carry data, one per contiguous run, in stream order; they
+        are valid until the next call of any method, or the exit. After a `Verify` record they
+        are scratch memory instead.
+
+        Raises:
+            OutOfMemory: no room for the frames.
+        """
+        ...
+
+    def apply(self, record: Record) -> None:
+        """Take one record in; for `Pages`, the views just returned are full."""
+        ...
+
+    def complete(self) -> Domain:
+        """Make the guest durable and return it, paused. The whole image has arrived."""
+        ...
+
+    def keep(self, reason: str) -> str:
+        """Keep what has arrived as a partial guest, never started by itself; say where."""
+        ...
+
+    def rest(self) -> BinaryIO:
+        """Return a file, kept with a partial guest, for the part of the stream nobody decoded."""
+        ...
+
+    def cancel(self) -> None:
+        """Make a call that blocks in the driver fail soon. Any thread."""
+        ...
+
+
+class SaveSession(Protocol):
+    """One guest on its way out. Exactly one of relinquish, resume and hold ends it."""
+
+    def relinquish(self) -> None:
+        """Destroy the local copy: another host owns the guest."""
+        ...
+
+    def resume(self) -> None:
+        """Let the guest go on here."""
+        ...
+
+    def hold(self, reason: str) -> None:
+        """Leave the guest suspended: who owns it is in doubt."""
+        ...
+
+    def cancel(self) -> None:
+        """Make a call that blocks in the driver fail soon. Any thread."""
+        ...
+
+
+class PageSource(SaveSession, Protocol):
+    """A save session whose pages we read, and whose pre-copy we run."""
+
+    @property
+    def config(self) -> DomainConfig: ...
+
+    @property
+    def nr_pages(self) -> int:
+        """The highest pfn + 1."""
+        ...
+
+    @property
+    def live(self) -> bool:
+        """Whether the guest runs, so that its pages can become dirty."""
+        ...
+
+    def opening(self) -> Iterator[Record]:
+        """Yield what comes before memory: StreamStart, PvInfo, policies, P2mFrames."""
+        ...
+
+    def present(self) -> DirtyBitmap:
+        """Return the frames that exist: what iteration 0 sends."""
+        ...
+
+    def track_dirty(self) -> None:
+        """Start recording writes."""
+        ...
+
+    def take_dirty(self) -> DirtyBitmap:
+        """Return the frames written since the last call, and forget them.
+
+        After `suspend` the answer is final.
+        """
+        ...
+
+    def read(self, pfns: Pfns) -> Pages:
+        """Return the pages with their current types; XTAB = gone. Valid until the next call."""
+        ...
+
+    def suspend(self) -> None:
+        """Stop the guest's vcpus; nothing is written from here on."""
+        ...
+
+    def closing(self) -> Iterator[Record]:
+        """Yield what comes after memory, up to and including End."""
+        ...
+
+
+class RecordSource(SaveSession, Protocol):
+    """A save session whose toolstack runs pre-copy itself."""
+
+    @property
+    def config(self) -> DomainConfig: ...
+
+    def records(self) -> Iterator[Record]:
+        """Yield every record of the image, first to last."""
+        ...
+
+
+class Hypervisor(Protocol):
+    """A driver."""
+
+    @property
+    def name(self) -> str: ...
+
+    def capabilities(self) -> Capabilities: ...
+
+    def domains(self) -> list[DomainSummary]:
+        """Return every live guest, ascending by domid, domain 0 not among them."""
+        ...
+
+    def find(self, name_or_id: str) -> Domain:
+        """Return the live guest by name, then domid, then uuid.
+
+        Raises:
+            DomainNotFound: there is none.
+        """
+        ...
+
+    def restore(
+        self, config: DomainConfig, *, migration_id: str = ""
+    ) -> AbstractContextManager[RestoreSession]:
+        """Reserve name, uuid and room for a guest, or refuse, before any page is read.
+
+        `migration_id` names this daemon's own outgoing migration, whose source may keep the same
+        name and uuid.
+
+        Raises:
+            DomainExists: name or uuid is taken.
+            OutOfMemory: no room.
+            HypervisorError: the driver cannot take this guest.
+        """
+        ...
+
+    def save(self, domain: Domain) -> AbstractContextManager[PageSource | RecordSource]:
+        """Open a guest for sending or saving.
+
+        Leaving the `with` without choosing means `resume` before the last record, else `hold`.
+        """
+        ...
+
+    def create(self, config: DomainConfig) -> Domain:
+        """Build a new guest, paused.
+
+        Raises:
+            Unsupported: this driver cannot run such a guest.
+        """
+        ...
+
+    def pause(self, domain: Domain) -> None: ...
+
+    def unpause(self, domain: Domain) -> None: ...
+
+    def destroy(self, domain: Domain) -> None: ...
+
+    def shutdown(self, domain: Domain, reason: str) -> None:
+        """Ask the guest to end: poweroff, reboot, suspend, halt or crash."""
+        ...
+
+    def rename(self, domain: Domain, name: str) -> Domain: ...
+
+    def close(self) -> None:
+        """Let go of locks and files; guests stay as they are."""
+        ...

@@ -1,0 +1,1 @@
+"""The algorithms of a migration; blocking, and neutral to driver and format."""
