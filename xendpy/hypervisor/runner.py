@@ -1,0 +1,147 @@
+"""The seam between the embedded store and whatever can make one of its guests run.
+
+The store alone only rests guests. A runner executes some of them as processes of this host, which
+outlive the daemon. The store gives domids, keeps names and uuids unique, and decides which copy
+of a guest counts; the runner owns the process, its memory and its console.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from xendpy.guest.domain import DomainConfig, DomainState
+from xendpy.guest.memory import GuestMemory
+from xendpy.guest.pages import DirtyBitmap, Types
+from xendpy.stream.records import Record
+
+
+class Running(Protocol):
+    """One guest with a process. Any thread may ask for properties; the rest comes serialised."""
+
+    @property
+    def domid(self) -> int:
+        """The number it was started with; it survives a restart of the daemon."""
+        ...
+
+    @property
+    def config(self) -> DomainConfig: ...
+
+    @property
+    def state(self) -> DomainState: ...
+
+    @property
+    def cpu_time_s(self) -> float: ...
+
+    @property
+    def start_time_s(self) -> float:
+        """Seconds since the epoch at which it was created or came in."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """Return the reason given to `hold`, or an empty string."""
+        ...
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's own memory, shared with its process: views of it change while it runs."""
+        ...
+
+    @property
+    def types(self) -> Types:
+        """uint8 per pfn of `memory`, `PageType` values; XTAB where there is no frame."""
+        ...
+
+    def opening(self) -> Iterator[Record]:
+        """Yield what a stream says before memory: StreamStart, PvInfo, P2mFrames."""
+        ...
+
+    def closing(self) -> Iterator[Record]:
+        """Yield what a stream says after memory, End included. The guest is suspended."""
+        ...
+
+    def track_dirty(self) -> None:
+        """Start recording writes, with nothing dirty."""
+        ...
+
+    def take_dirty(self) -> DirtyBitmap:
+        """Return the frames written since the last call, and forget them; final once suspended."""
+        ...
+
+    def pause(self) -> None: ...
+
+    def unpause(self) -> None: ...
+
+    def suspend(self) -> None:
+        """Stop the guest with its cooperation; returns when nothing is written any more."""
+        ...
+
+    def resume(self) -> None:
+        """Let a suspended guest go on as it was before, running or paused; drops the note."""
+        ...
+
+    def hold(self, reason: str) -> None:
+        """Keep a suspended guest suspended, durably noting why; `resume` ends it."""
+        ...
+
+    def rename(self, name: str) -> None:
+        """Take another name, durably."""
+        ...
+
+    def shutdown(self, reason: str) -> None:
+        """Ask the guest to end: poweroff, reboot, suspend, halt or crash."""
+        ...
+
+    def console(self) -> bytes:
+        """Return what the guest has printed, as far back as it is kept."""
+        ...
+
+    def destroy(self) -> None:
+        """End the process and free its memory. May be called again."""
+        ...
+
+
+class GuestRunner(Protocol):
+    """Starts guests, and finds those that an earlier daemon started."""
+
+    def can_run(self, config: DomainConfig) -> bool:
+        """Whether this runner can execute such a guest; the store asks before anything else."""
+        ...
+
+    def create(self, config: DomainConfig, *, domid: int) -> Running:
+        """Build a new guest, paused.
+
+        Raises:
+            OutOfMemory: no room.
+            HypervisorError: the process did not come up.
+        """
+        ...
+
+    def start_from(
+        self,
+        memory: GuestMemory,
+        types: Types,
+        records: Iterable[Record],
+        config: DomainConfig,
+        *,
+        domid: int,
+    ) -> Running:
+        """Build a guest, paused, from an image at rest.
+
+        `memory` and `types` belong to the store and go away after the call: the runner copies.
+        Nothing of the guest has run when this returns, so the store may still discard it.
+
+        Raises:
+            OutOfMemory: no room.
+            HypervisorError: the image or its records cannot be run.
+        """
+        ...
+
+    def adopt(self) -> Sequence[Running]:
+        """Return the guests that live on from an earlier daemon; called once, at start-up.
+
+        Where the store still has a whole image of the same uuid, the process never ran
+        (`start_from` was cut short) and the store destroys it.
+        """
+        ...
