@@ -1,0 +1,207 @@
+"""The process that is a test guest: `python -m xendpy.hypervisor.testguest_process --ram FD ...`.
+
+It holds its memory, its dirty map and a blob that the daemon keeps with it, each a memfd, and
+listens on a unix socket (SOCK_SEQPACKET) that outlives the daemon. A message is a JSON object
+`{"do": COMMAND}`; the answer is `{"state": ...}`, or `{"error": TEXT}`.
+
+    attach     the answer carries the three file descriptors, in that order
+    keep       the message carries a file descriptor, which replaces the blob
+    pause, unpause, suspend, resume
+    log        append "text" to the guest's log
+    check      the answer's "faults" lists what is wrong with the memory
+    reboot     begin anew in zeroed memory
+    end        go
+
+Between two steps of at most some milliseconds it looks for commands, so that it is stopped, and
+its memory coherent, as soon as a command is answered. Imports little, so that it stays small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xendpy.hypervisor import testguest_layout as layout
+from xendpy.hypervisor.testguest_ticker import Ticker
+
+RUNNING, PAUSED, SUSPENDED = "running", "paused", "suspended"
+MAX_MESSAGE = 16384  # bytes
+
+Answer = dict[str, Any]
+
+
+class GuestProcess:
+    """The loop of one guest, paused at first."""
+
+    def __init__(self, listener: socket.socket, fds: Sequence[int], ticker: Ticker) -> None:
+        self._fds = list(fds)
+        self._ticker = ticker
+        self._state = PAUSED
+        self._before_suspend = PAUSED
+        self._ended = False
+        self._received: list[int] = []
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._commands: dict[str, Callable[[Answer], Answer]] = {
+            "attach": lambda _: {},
+            "keep": self._keep,
+            "pause": lambda _: self._change({RUNNING, PAUSED}, PAUSED),
+            "unpause": lambda _: self._change({RUNNING, PAUSED}, RUNNING),
+            "suspend": self._suspend,
+            "resume": lambda _: self._change({SUSPENDED}, self._before_suspend),
+            "log": self._log,
+            "check": lambda _: {"faults": self._ticker.check()},
+            "reboot": self._reboot,
+            "end": self._end,
+        }
+
+    def run(self) -> None:
+        """Live until told to end."""
+        before = time.monotonic()
+        wait_s = 0.0
+        while not self._ended:
+            running = self._state == RUNNING
+            for key, _ in self._selector.select(wait_s if running else None):
+                key.data(key.fileobj)
+            now = time.monotonic()
+            # The time in which it ran counts up to the command that stopped it, not beyond: a
+            # stopped guest writes nothing, its own clock not excepted.
+            if running and self._state == RUNNING:
+                wait_s = self._ticker.advance(now - before)
+            elif not running:
+                wait_s = 0.0
+            before = now
+
+    def _accept(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.setblocking(False)
+        self._selector.register(connection, selectors.EVENT_READ, self._serve)
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Answer one message. A daemon that is gone, or does not read, loses its connection."""
+        try:
+            message, self._received, _, _ = socket.recv_fds(connection, MAX_MESSAGE, 1)
+            if not message:
+                raise ConnectionResetError
+            answer = self._answer(message)
+            fds = self._fds if answer.get("done") == "attach" else []
+            socket.send_fds(connection, [json.dumps(answer).encode()], fds)
+        except OSError:
+            self._selector.unregister(connection)
+            connection.close()
+        finally:
+            for fd in self._received:
+                os.close(fd)
+            self._received = []
+
+    def _answer(self, message: bytes) -> Answer:
+        try:
+            request = json.loads(message)
+            command = request["do"]
+            answer = self._commands[command](request)
+        except (ValueError, KeyError, TypeError) as error:
+            return {"error": str(error) or type(error).__name__, "state": self._state}
+        return {"done": command, "state": self._state, "pid": os.getpid(), **answer}
+
+    def _change(self, allowed: set[str], state: str) -> Answer:
+        if self._state not in allowed:
+            raise ValueError(f"the guest is {self._state}")
+        self._state = state
+        return {}
+
+    def _suspend(self, _: Answer) -> Answer:
+        if self._state != SUSPENDED:
+            self._before_suspend, self._state = self._state, SUSPENDED
+        return {}
+
+    def _log(self, request: Answer) -> Answer:
+        if self._state == SUSPENDED:
+            raise ValueError("the guest is suspended")
+        self._ticker.log(str(request["text"]))
+        return {}
+
+    def _keep(self, _: Answer) -> Answer:
+        if not self._received:
+            raise ValueError("no file descriptor came")
+        self._fds[2], self._received = _swap(self._fds[2], self._received)
+        return {}
+
+    def _reboot(self, _: Answer) -> Answer:
+        self._change({RUNNING, PAUSED}, self._state)
+        vcpus = int(self._ticker.state["vcpus"])
+        options = layout.read_options(self._ticker.ram)
+        self._ticker = _boot(self._fds[0], self._fds[1], vcpus, options, self._ticker.host_name)
+        self._ticker.dirty[:] = 1
+        return {}
+
+    def _end(self, _: Answer) -> Answer:
+        self._ended = True
+        return {}
+
+
+def _swap(old: int, received: list[int]) -> tuple[int, list[int]]:
+    """Return the fd to hold from here on, and those to close."""
+    return received[0], [old, *received[1:]]
+
+
+def _map(fd: int) -> mmap.mmap:
+    return mmap.mmap(fd, os.fstat(fd).st_size)
+
+
+def _boot(
+    ram_fd: int, dirty_fd: int, vcpus: int, options: layout.TickerOptions, host_name: str
+) -> Ticker:
+    """Lay a new guest out, whatever the memory held."""
+    memory = _map(ram_fd)
+    memory.madvise(mmap.MADV_REMOVE)  # the file becomes one hole, which reads as zeros
+    layout.build(layout.view_ram(memoryview(memory)), vcpus=vcpus, options=options)
+    ticker = _go_on(ram_fd, dirty_fd, host_name)
+    if options.fill:
+        ticker.fill()
+    return ticker
+
+
+def _go_on(ram_fd: int, dirty_fd: int, host_name: str) -> Ticker:
+    """Go on from the memory as it is."""
+    ram = layout.view_ram(memoryview(_map(ram_fd)))
+    return Ticker(ram, np.frombuffer(_map(dirty_fd), np.uint8), host_name=host_name)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Become the guest; returns when it has ended."""
+    parser = argparse.ArgumentParser()
+    for name in ("listener", "ram", "dirty", "kept"):
+        parser.add_argument(f"--{name}", type=int, required=True, help="file descriptor")
+    parser.add_argument("--host-name", required=True)
+    parser.add_argument("--new", action="store_true", help="lay out a new guest in the memory")
+    parser.add_argument("--vcpus", type=int, default=1)
+    parser.add_argument("--extra", default="")
+    arguments = parser.parse_args(argv)
+    # Nobody's child: it is neither reaped by the daemon nor in its session.
+    if os.fork():
+        os._exit(0)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    fds = (arguments.ram, arguments.dirty, arguments.kept)
+    if arguments.new:
+        options = layout.TickerOptions.parse(arguments.extra)
+        ticker = _boot(fds[0], fds[1], arguments.vcpus, options, arguments.host_name)
+    else:
+        ticker = _go_on(fds[0], fds[1], arguments.host_name)
+    with socket.socket(fileno=arguments.listener) as listener:
+        GuestProcess(listener, fds, ticker).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
