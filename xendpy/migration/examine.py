@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from xendpy.guest.domain import DomainConfig
 from xendpy.guest.pages import PageBatch, PageType
-from xendpy.migration.arrival import Rounds
+from xendpy.guest.rounds import RoundCounter
 from xendpy.migration.image import MemoryImage
 from xendpy.stream.records import (
     End,
@@ -88,7 +88,7 @@ class Examiner:
         self._witness = witness
         self.understood_bytes = tell()  # the end of the previous record
         self._verifying = False
-        self._rounds: Rounds | None = None
+        self._rounds = RoundCounter()
 
     def begin(self) -> None:
         """Count the first record from here: what came before it is somebody else's."""
@@ -124,7 +124,6 @@ class Examiner:
             case StreamStart():
                 findings.start = record
                 self.image = MemoryImage(self._image_fd, record.p2m_size)
-                self._rounds = Rounds(record.p2m_size)
             case Pages():
                 self._keep_pages(record)
             case PvInfo():
@@ -156,11 +155,9 @@ class Examiner:
         self._count_round(batch)
 
     def _count_round(self, batch: PageBatch) -> None:
-        if self._rounds is None:
-            return
-        self._rounds.count(batch.pfns)
+        self._rounds.add(batch.pfns)
         pages = self.findings.round_pages
-        pages += [0] * (self._rounds.current + 1 - len(pages))
+        pages += [0] * (self._rounds.rounds - len(pages))
         pages[-1] += len(batch)
 
     def _memory(self) -> MemoryImage:
