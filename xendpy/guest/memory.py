@@ -1,0 +1,302 @@
+"""A guest's memory: one sparse file or memfd, mapped; frame n lies at n * 4096.
+
+Holes of the file are frames that do not exist or hold only zeros, so no table is needed. A frame
+is allocated before a view of it is handed out: writing to a hole on a full disk would be SIGBUS
+for the whole daemon. The file grows with the pfns asked for, whatever size was expected: an HVM
+guest of 24 MiB has frames just below 4 GiB.
+
+Measured in Python 3.11 on two shared cores (ext4, 256 MiB in 4 MiB batches, first touch, median
+of 3): posix_fallocate + write through the map 2.0 GiB/s, the same with MADV_POPULATE_WRITE 2.1,
+the map without allocation 1.9, pwrite from a staging buffer 3.0, which a receiver would have to
+fill first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xendpy.errors import OutOfMemory
+from xendpy.guest.pages import PAGE_SHIFT, PAGE_SIZE, Pfns, runs
+
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM))
+FIRST_MAP_PAGES = 256
+WORDS = PAGE_SIZE // 8
+
+# Punching costs about 0.13 ms a hole on ext4, as much as receiving 64 pages: shorter runs of zero
+# pages stay allocated.
+HOLE_PAGES = 64
+
+WINDOW_BYTES = 32 << 20
+MAX_WINDOWS = 7  # and the one being filled: at most 256 MiB are not on disk
+
+# linux/falloc.h, linux/fs.h
+_KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
+_WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_fallocate = getattr(_libc, "fallocate", None)
+_sync_file_range = getattr(_libc, "sync_file_range", None)
+if _fallocate is not None:
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+
+class GuestMemory:
+    """A guest's frames by number. One thread at a time; `close` may be called again."""
+
+    def __init__(self, fd: int, *, writable: bool = True) -> None:
+        """Map the open file `fd`, which belongs to this object from here on."""
+        self._fd = fd
+        self._writable = writable
+        self._nr_pages = os.fstat(fd).st_size >> PAGE_SHIFT
+        self._capacity = 0
+        self._allocated: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._nr_allocated = 0
+        self._can_punch = writable and _fallocate is not None
+        self._write_back = _WriteBack(fd)
+        try:
+            if writable:
+                self.reserve(max(self._nr_pages, FIRST_MAP_PAGES))
+            else:
+                self._map(self._nr_pages)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool = True) -> GuestMemory:
+        """Map an existing image."""
+        flags = os.O_RDWR if writable else os.O_RDONLY
+        return cls(os.open(path, flags | os.O_CLOEXEC), writable=writable)
+
+    @classmethod
+    def anonymous(cls, name: str) -> GuestMemory:
+        """Return empty memory that lives as long as its file descriptors and maps."""
+        return cls(os.memfd_create(name, os.MFD_CLOEXEC))
+
+    @property
+    def fd(self) -> int:
+        """The file behind the map: for passing on, never for closing."""
+        return self._fd
+
+    @property
+    def nr_pages(self) -> int:
+        """The highest pfn that was ever asked for + 1."""
+        return self._nr_pages
+
+    @property
+    def pages(self) -> NDArray[np.uint8]:
+        """The memory as uint8[n, 4096], n >= nr_pages.
+
+        Reading is always safe; write only to frames that `views` was asked for. Ask again after
+        every `views`, which may have moved the map.
+        """
+        return self._pages
+
+    @property
+    def allocated_pages(self) -> int:
+        """How many frames were given room and still have it."""
+        return self._nr_allocated
+
+    def reserve(self, nr_pages: int) -> None:
+        """Map at least `nr_pages`, which allocates nothing; views in use keep the old map.
+
+        Raises:
+            OutOfMemory: the file system or the address space has no such size.
+        """
+        if nr_pages <= self._capacity:
+            return
+        capacity = max(nr_pages, 2 * self._capacity)
+        try:
+            os.ftruncate(self._fd, capacity << PAGE_SHIFT)
+            self._map(capacity)
+        except OSError as error:
+            raise self._out_of_room(capacity << PAGE_SHIFT, error) from error
+        allocated = np.zeros(capacity, np.bool_)
+        allocated[: len(self._allocated)] = self._allocated
+        self._allocated = allocated
+
+    def views(self, pfns: Pfns) -> list[memoryview]:
+        """Return writable views of `pfns`, one per contiguous run, in the order given.
+
+        Raises:
+            OutOfMemory: no room; frames allocated on the way stay.
+        """
+        if not len(pfns):
+            return []
+        highest = int(pfns.max()) + 1
+        self.reserve(highest)
+        self._nr_pages = max(self._nr_pages, highest)
+        self._allocate(pfns)
+        return self._slices(pfns)
+
+    def read(self, pfns: Pfns) -> list[memoryview]:
+        """Return views of `pfns`, each below `nr_pages`, without allocating; holes are zeros."""
+        if len(pfns) and int(pfns.max()) >= self._nr_pages:
+            raise ValueError(f"pfn {int(pfns.max()):#x} is beyond {self._nr_pages:#x} pages")
+        return self._slices(pfns)
+
+    def write(self, pfn: int, data: bytes | memoryview) -> None:
+        """Store `data` from the start of frame `pfn` on."""
+        count = -(-len(data) // PAGE_SIZE)
+        if count:
+            (view,) = self.views(np.arange(pfn, pfn + count, dtype=np.uint64))
+            view[: len(data)] = data
+
+    def arrived(self, pfns: Pfns) -> int:
+        """Take note that `pfns` were filled, and return how many hold only zeros.
+
+        Long runs of zero pages become holes again. Starts write-back, and waits for the disk
+        when more than 256 MiB are not yet on it.
+        """
+        zeros = self._zero_pages(pfns)
+        self._punch(zeros, shortest=HOLE_PAGES)
+        if len(pfns) > len(zeros):
+            self._write_back.note(int(pfns.min()), int(pfns.max()) + 1, len(pfns) - len(zeros))
+        return len(zeros)
+
+    def drop(self, pfns: Pfns) -> None:
+        """Free frames: they read as zeros, and take no room where the file system can."""
+        inside = pfns[pfns < self._nr_pages]
+        # Zeros written to a hole would allocate it, or be SIGBUS.
+        for start, count in self._punch(inside[self._allocated[inside]], shortest=1):
+            self._pages[start : start + count] = 0
+
+    def drop_all_but(self, present: NDArray[np.bool_]) -> None:
+        """Free every frame that `views` gave out and that bool[n] `present` does not name."""
+        gone = self._allocated.copy()
+        gone[: len(present)] &= ~present[: len(gone)]
+        self.drop(np.flatnonzero(gone).astype(np.uint64))
+
+    def finish(self, nr_pages: int) -> None:
+        """Cut the file to `nr_pages`, growing it if need be. Does not sync."""
+        self.reserve(nr_pages)
+        os.ftruncate(self._fd, nr_pages << PAGE_SHIFT)
+        self._nr_pages = nr_pages
+        self._map(nr_pages)
+        self._allocated = self._allocated[:nr_pages]
+        self._nr_allocated = int(np.count_nonzero(self._allocated))
+
+    def close(self) -> None:
+        """Let go of file and map; views that are still in use keep the map until they go."""
+        self._map(0)
+        fd, self._fd = self._fd, -1
+        self._nr_pages = self._capacity = 0
+        if fd >= 0:
+            os.close(fd)
+
+    def _map(self, capacity: int) -> None:
+        # The old map is never closed by hand: that raises while a view lives. It goes with the
+        # last of them.
+        if capacity:
+            access = mmap.ACCESS_WRITE if self._writable else mmap.ACCESS_READ
+            self._view = memoryview(mmap.mmap(self._fd, capacity << PAGE_SHIFT, access=access))
+        else:
+            self._view = memoryview(bytearray())
+        self._pages: NDArray[np.uint8] = np.frombuffer(self._view, np.uint8).reshape(-1, PAGE_SIZE)
+        self._words: NDArray[np.uint64] = self._pages.view(np.uint64)
+        self._capacity = capacity
+
+    def _slices(self, pfns: Pfns) -> list[memoryview]:
+        starts, counts = runs(pfns)
+        first = starts << np.uint64(PAGE_SHIFT)
+        end = first + (counts << np.uint64(PAGE_SHIFT))
+        view = self._view
+        return [view[a:b] for a, b in zip(first.tolist(), end.tolist(), strict=True)]
+
+    def _allocate(self, pfns: Pfns) -> None:
+        missing: Pfns = pfns[~self._allocated[pfns]]
+        starts, counts = runs(missing)
+        for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+            try:
+                os.posix_fallocate(self._fd, start << PAGE_SHIFT, count << PAGE_SHIFT)
+            except OSError as error:
+                raise self._out_of_room(count << PAGE_SHIFT, error) from error
+            self._allocated[start : start + count] = True
+            self._nr_allocated += count
+
+    def _zero_pages(self, pfns: Pfns) -> Pfns:
+        # Most pages are told by their first word; the rest is looked at whole, in place where the
+        # candidates are neighbours.
+        candidates: Pfns = pfns[self._words[pfns, 0] == 0]
+        if not len(candidates):
+            return candidates
+        first, last = int(candidates[0]), int(candidates[-1])
+        if last - first + 1 == len(candidates) and len(runs(candidates)[0]) == 1:
+            block = self._words[first : last + 1]
+        else:
+            block = self._words[candidates]
+        zeros: Pfns = candidates[~block.any(axis=1)]
+        return zeros
+
+    def _punch(self, pfns: Pfns, *, shortest: int) -> list[tuple[int, int]]:
+        """Make holes of the runs of at least `shortest` pages; return those that failed."""
+        failed = []
+        starts, counts = runs(pfns)
+        long_enough = counts >= shortest
+        chosen = zip(starts[long_enough].tolist(), counts[long_enough].tolist(), strict=True)
+        for start, count in chosen:
+            if self._can_punch and self._punch_run(start, count):
+                self._allocated[start : start + count] = False
+                self._nr_allocated -= count
+            else:
+                failed.append((start, count))
+        return failed
+
+    def _punch_run(self, start: int, count: int) -> bool:
+        assert _fallocate is not None
+        offset, length = start << PAGE_SHIFT, count << PAGE_SHIFT
+        if _fallocate(self._fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) == 0:
+            return True
+        if ctypes.get_errno() in (errno.EOPNOTSUPP, errno.ENOSYS):
+            self._can_punch = False
+        return False
+
+    def _out_of_room(self, wanted_bytes: int, error: OSError) -> Exception:
+        if error.errno not in NO_ROOM:
+            return error
+        stat = os.fstatvfs(self._fd)
+        return OutOfMemory(
+            f"no room for {wanted_bytes >> 10} KiB of guest memory: {os.strerror(error.errno)}",
+            wanted_bytes=wanted_bytes,
+            free_bytes=stat.f_bavail * stat.f_frsize,
+        )
+
+
+class _WriteBack:
+    """Keeps the part of a file that is not on disk small, window by window."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._windows: deque[tuple[int, int]] = deque()
+        self._low = self._high = self._filled = 0
+
+    def note(self, first_pfn: int, end_pfn: int, nr_pages: int) -> None:
+        """Count `nr_pages` written between two pfns; start their way to disk."""
+        if not self._filled:
+            self._low, self._high = first_pfn, end_pfn
+        self._low, self._high = min(self._low, first_pfn), max(self._high, end_pfn)
+        self._filled += nr_pages << PAGE_SHIFT
+        if self._filled < WINDOW_BYTES:
+            return
+        self._filled = 0
+        self._windows.append((self._low, self._high))
+        self._flush(self._low, self._high, _WRITE)
+        if len(self._windows) > MAX_WINDOWS:
+            low, high = self._windows.popleft()
+            self._flush(low, high, _WAIT_BEFORE | _WRITE | _WAIT_AFTER)
+
+    def _flush(self, low: int, high: int, flags: int) -> None:
+        # Failures (a file system without it, a disk error) show up again in the final fsync.
+        if _sync_file_range is not None:
+            length = (high - low) << PAGE_SHIFT
+            _sync_file_range(self._fd, low << PAGE_SHIFT, length, flags)
