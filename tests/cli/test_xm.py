@@ -1,0 +1,854 @@
+"""Every command of xm: command line and the daemon's answers → stdout, stderr, exit code.
+
+Texts and columns are typed from what xm 4.4 printed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.fake_xend import FakeXend, fault
+from xendpy.cli import lifecycle, listing, xm
+from xendpy.cli.commands import COMMANDS
+
+DOMAIN_0 = [
+    "domain",
+    ["domid", 0],
+    ["cpu_weight", 256],
+    ["pool_name", "Pool-0"],
+    ["vcpus", 2],
+    ["name", "Domain-0"],
+    ["memory", 4096],
+    ["cpu_time", 1.0],
+    ["online_vcpus", 2],
+    ["state", "r-----"],
+]
+LEGACY_PV = [
+    "domain",
+    ["domid", 1],
+    ["pool_name", "Pool-0"],
+    ["vcpus", 2],
+    ["uuid", "c90942d0-5d22-262d-5f69-d7b6b960b0f1"],
+    ["name", "legacy-pv"],
+    ["memory", 64],
+    ["start_time", 0.0],
+    ["cpu_time", 1.000000001],
+    ["state", "-b----"],
+    ["security_label", "ACM:home:blue"],
+    ["image", ["linux", ["kernel", "/boot/vmlinuz"], ["args", "root=/dev/xvda1 ro console=hvc0"]]],
+]
+SPARE = ["domain", ["name", "spare"], ["memory", 512], ["vcpus", 1]]
+ALL = [DOMAIN_0, LEGACY_PV, SPARE]
+
+HEADER = "Name                                        ID   Mem VCPUs      State   Time(s)\n"
+ROW_0 = "Domain-0                                     0  4096     2     r-----      1.0\n"
+ROW_1 = "legacy-pv                                    1    64     2     -b----      1.0\n"
+ROW_SPARE = "spare                                            512     1                 0.0\n"
+
+NODE = [["system", "Linux"], ["host", "h7"], ["nr_cpus", 2], ["xen_scheduler", "credit"], ["odd"]]
+VIF = [
+    "0",
+    [
+        ["backend-id", "0"],
+        ["handle", "0"],
+        ["state", "1"],
+        ["backend", "/local/domain/0/backend/vif/1/0"],
+        ["mac", "00:16:3e:11:22:33"],
+    ],
+]
+VBD = [
+    "51712",
+    [
+        ["state", "1"],
+        ["virtual-device", "51712"],
+        ["backend", "/local/domain/0/backend/vbd/1/51712"],
+        ["backend-id", "0"],
+    ],
+]
+
+
+def vcpu(number: int, **values: Any) -> list[Any]:
+    defaults: dict[str, Any] = {
+        "online": 1,
+        "blocked": 0,
+        "running": 0,
+        "cpu_time": 12.34,
+        "cpu": 0,
+    }
+    defaults |= {"cpumap": [0, 1]}
+    pairs = [[name, value] for name, value in (defaults | values).items()]
+    return ["vcpu", ["number", number], *pairs]
+
+
+VCPUS = [
+    "domain",
+    ["domid", 1],
+    ["name", "legacy-pv"],
+    ["vcpu_count", 3],
+    vcpu(0, running=1),
+    vcpu(1, blocked=1, cpu=1, cpumap=[1]),
+    vcpu(2, online=0),
+]
+
+
+def found(*domains: list[Any]) -> Callable[..., Any]:
+    """Answer `xend.domain` by name or id, as xend does."""
+
+    def answer(name: str | int, full: int = 0) -> list[Any]:
+        for sxp in domains:
+            values = {str(child[1]) for child in sxp[1:] if child[0] in ("name", "domid")}
+            if str(name) in values:
+                return sxp
+        raise fault(3, str(name))
+
+    return answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    id: str
+    argv: str
+    replies: Mapping[str, Any] = field(default_factory=dict)
+    out: str = ""
+    err: str = ""
+    code: int = 0
+    calls: tuple[tuple[Any, ...], ...] | None = None
+    usage: str = ""  # the command whose usage follows on stdout
+
+
+def calls(*expected: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
+    return expected
+
+
+CASES = [
+    Case(
+        id="list",
+        argv="list",
+        replies={"xend.domains_with_state": ALL},
+        out=HEADER + ROW_0 + ROW_1 + ROW_SPARE,
+        calls=calls(("xend.domains_with_state", True, "all", 0)),
+    ),
+    Case(
+        id="list-prefix",
+        argv="li",
+        replies={"xend.domains_with_state": []},
+        out=HEADER,
+    ),
+    Case(
+        id="list-one",
+        argv="list legacy-pv",
+        replies={"xend.domain": found(*ALL)},
+        out=HEADER + ROW_1,
+        calls=calls(("xend.domain", "legacy-pv", 0)),
+    ),
+    Case(
+        id="list-state",
+        argv="list --state=paused",
+        replies={"xend.domains_with_state": []},
+        out=HEADER,
+        calls=calls(("xend.domains_with_state", True, "paused", 0)),
+    ),
+    Case(
+        id="list-pool",
+        argv="list --pool=Pool-0",
+        replies={"xend.domains_with_state": ALL},
+        out=HEADER + ROW_0 + ROW_1,
+    ),
+    Case(
+        id="list-label",
+        argv="list --label",
+        replies={"xend.domains_with_state": [LEGACY_PV, DOMAIN_0]},
+        out=HEADER[:-1]
+        + " Label     \n"
+        + ROW_0[:-1]
+        + "           \n"
+        + ROW_1[:-1]
+        + "       blue\n",
+    ),
+    Case(
+        id="list-state-and-name",
+        argv="list --state=paused legacy-pv",
+        err="Error: You may specify either a state or a particular VM, but not both\n",
+        code=1,
+        usage="list",
+    ),
+    Case(
+        id="list-long",
+        argv="list -l legacy-pv",
+        replies={"xend.domain": found(*ALL)},
+        out=(
+            "(domain\n"
+            "    (domid 1)\n"
+            "    (pool_name Pool-0)\n"
+            "    (vcpus 2)\n"
+            "    (uuid c90942d0-5d22-262d-5f69-d7b6b960b0f1)\n"
+            "    (name legacy-pv)\n"
+            "    (memory 64)\n"
+            "    (start_time 0.0)\n"
+            "    (cpu_time 1.000000001)\n"
+            "    (state -b----)\n"
+            "    (security_label ACM:home:blue)\n"
+            "    (image\n"
+            "        (linux (kernel /boot/vmlinuz) (args 'root=/dev/xvda1 ro console=hvc0'))\n"
+            "    )\n"
+            ")\n"
+        ),
+        calls=calls(("xend.domain", "legacy-pv", 1)),
+    ),
+    Case(
+        id="list-unknown-domain",
+        argv="list nobody",
+        replies={"xend.domain": found(*ALL)},
+        err="Error: Domain 'nobody' does not exist.\n",
+        code=3,
+    ),
+    Case(
+        id="bad-option",
+        argv="list -z",
+        err="Error: option -z not recognized\n",
+        code=1,
+        usage="list",
+    ),
+    Case(
+        id="uptime-managed",
+        argv="uptime spare",
+        replies={"xend.domain": found(*ALL)},
+        out="Name                                ID Uptime \n"
+        "spare                                   0:00:00\n",
+    ),
+    Case(
+        id="domid",
+        argv="domid legacy-pv",
+        replies={"xend.domain": found(*ALL)},
+        out="1\n",
+        calls=calls(("xend.domain", "legacy-pv")),
+    ),
+    Case(
+        id="domname",
+        argv="domname 1",
+        replies={"xend.domain": found(*ALL)},
+        out="legacy-pv\n",
+        calls=calls(("xend.domain", "1")),
+    ),
+    Case(
+        id="domid-count",
+        argv="domid",
+        err="Error: 'xm domid' requires 1 argument.\n\n",
+        code=1,
+        usage="domid",
+    ),
+    Case(
+        id="rename-count",
+        argv="rename a",
+        err="Error: 'xm rename' requires 2 arguments.\n\n",
+        code=1,
+        usage="rename",
+    ),
+    Case(
+        id="save-count",
+        argv="save a",
+        err="Error: 'xm save' requires between 2 and 3 arguments.\n\n",
+        code=1,
+        usage="save",
+    ),
+    Case(
+        id="domstate-idle",
+        argv="domstate legacy-pv",
+        replies={"xend.domain": found(*ALL)},
+        out="idle\n",
+    ),
+    Case(
+        id="domstate-off",
+        argv="domstate spare",
+        replies={"xend.domain": found(*ALL)},
+        out="shutoff\n",
+    ),
+    Case(
+        id="domstate-paused",
+        argv="domstate p",
+        replies={
+            "xend.domain": ["domain", ["state", "--p---"]],
+            "xend.domain.getpauseflag": True,
+        },
+        out="paused by admin\n",
+    ),
+    Case(
+        id="vcpu-list",
+        argv="vcpu-list legacy-pv",
+        replies={"xend.domain.getVCPUInfo": VCPUS, "xend.node.info": NODE},
+        out=(
+            "Name                                ID  VCPU   CPU State   Time(s) CPU Affinity\n"
+            "legacy-pv                            1     0     0   r--      12.3 any cpu\n"
+            "legacy-pv                            1     1     1   -b-      12.3 1\n"
+            "legacy-pv                            1     2     -   --p      12.3 any cpu\n"
+        ),
+    ),
+    Case(
+        id="vcpu-set",
+        argv="vcpu-set legacy-pv 2",
+        replies={"xend.domain.setVCpuCount": None},
+        calls=calls(("xend.domain.setVCpuCount", "legacy-pv", 2)),
+    ),
+    Case(
+        id="vcpu-set-no-number",
+        argv="vcpu-set legacy-pv two",
+        err="Error: Invalid argument.\n",
+        code=1,
+        usage="vcpu-set",
+    ),
+    Case(
+        id="vcpu-pin",
+        argv="vcpu-pin legacy-pv 0 0-3,^1",
+        replies={"xend.domain.pincpu": None},
+        calls=calls(("xend.domain.pincpu", "legacy-pv", "0", "0,2,3")),
+    ),
+    Case(
+        id="sched-credit",
+        argv="sched-credit -d legacy-pv",
+        replies={
+            "xend.node.info": NODE,
+            "xend.domains_with_state": ALL,
+            "xend.domain.sched_credit_get": {"cap": 0, "weight": 256},
+        },
+        out="Name                                ID Weight  Cap\n"
+        "legacy-pv                            1    256    0\n",
+        calls=calls(
+            ("xend.node.info",),
+            ("xend.domains_with_state", True, "all", 0),
+            ("xend.domain.sched_credit_get", "legacy-pv"),
+        ),
+    ),
+    Case(
+        id="sched-credit-set",
+        argv="sched-credit -d legacy-pv -w 512",
+        replies={"xend.node.info": NODE, "xend.domain.sched_credit_set": 0},
+        calls=calls(
+            ("xend.node.info",),
+            ("xend.domain.sched_credit_set", "legacy-pv", 512, None),
+        ),
+    ),
+    Case(
+        id="sched-credit-other-scheduler",
+        argv="sched-credit",
+        replies={"xend.node.info": [["system", "x"], ["xen_scheduler", "sedf"]]},
+        err="Error: Xen is running with the sedf scheduler\n",
+        code=1,
+    ),
+    Case(
+        id="network-list",
+        argv="network-list legacy-pv",
+        replies={"xend.domain.getDeviceSxprs": [VIF]},
+        out=(
+            "Idx BE     MAC Addr.     handle state evt-ch tx-/rx-ring-ref BE-path\n"
+            "0   0  00:16:3e:11:22:33    0     1      -1    -1   /-1      "
+            "/local/domain/0/backend/vif/1/0  \n"
+        ),
+        calls=calls(("xend.domain.getDeviceSxprs", "legacy-pv", "vif")),
+    ),
+    Case(
+        id="block-list",
+        argv="block-list legacy-pv",
+        replies={"xend.domain.getDeviceSxprs": [VBD]},
+        out=(
+            "Vdev  BE handle state evt-ch ring-ref BE-path\n"
+            "51712  0    0     1      -1     -1    /local/domain/0/backend/vbd/1/51712  \n"
+        ),
+        calls=calls(("xend.domain.getDeviceSxprs", "legacy-pv", "vbd")),
+    ),
+    Case(
+        id="block-list-alias",
+        argv="vbd-list legacy-pv",
+        replies={"xend.domain.getDeviceSxprs": []},
+        err="Command vbd-list is deprecated.  Please use xm block-list instead.\n",
+    ),
+    Case(
+        id="network-list-no-domain",
+        argv="network-list",
+        out="No domain parameter given\n",
+        code=1,
+        usage="network-list",
+    ),
+    Case(
+        id="info",
+        argv="info",
+        replies={"xend.node.info": NODE},
+        out=(
+            "host                   : h7\n"
+            "nr_cpus                : 2\n"
+            "xen_scheduler          : credit\n"
+            "odd                    : (none)\n"
+        ),
+        calls=calls(("xend.node.info", 0)),
+    ),
+    Case(
+        id="dmesg",
+        argv="dmesg",
+        replies={"xend.node.dmesg.info": "(XEN) stub console ring\\n"},
+        out="(XEN) stub console ring\n",
+    ),
+    Case(
+        id="dmesg-clear",
+        argv="dmesg -c",
+        replies={"xend.node.dmesg.clear": ""},
+        calls=calls(("xend.node.dmesg.clear",)),
+    ),
+    Case(
+        id="log",
+        argv="log",
+        replies={"xend.node.log": "a {\\047x\\047: 1}\\nb \\xc3\\xa9\\\\\\n"},
+        out="a {'x': 1}\nb é\\\n\n",
+    ),
+    Case(
+        id="destroy",
+        argv="destroy legacy-pv",
+        replies={"xend.domain.destroy": fault(3, "legacy-pv")},
+        err="Error: Domain 'legacy-pv' does not exist.\n",
+        code=3,
+        calls=calls(("xend.domain.destroy", "legacy-pv")),
+    ),
+    Case(
+        id="fault-shows-usage",
+        argv="destroy Domain-0",
+        replies={"xend.domain.destroy": fault(2, "Cannot destroy privileged domain 0")},
+        err="Error: Cannot destroy privileged domain 0\n",
+        code=1,
+        usage="destroy",
+    ),
+    Case(
+        id="delete",
+        argv="delete spare",
+        replies={"xend.domain.delete": None},
+        calls=calls(("xend.domain.delete", "spare")),
+    ),
+    Case(
+        id="rename",
+        argv="rename a b",
+        replies={"xend.domain.setName": None},
+        calls=calls(("xend.domain.setName", "a", "b")),
+    ),
+    Case(
+        id="suspend",
+        argv="suspend a",
+        replies={"xend.domain.suspend": None},
+        calls=calls(("xend.domain.suspend", "a")),
+    ),
+    Case(
+        id="resume-paused",
+        argv="resume -p a",
+        replies={"xend.domain.resume": None},
+        calls=calls(("xend.domain.resume", "a", True)),
+    ),
+    Case(
+        id="sysrq",
+        argv="sysrq a s",
+        replies={"xend.domain.send_sysrq": None},
+        calls=calls(("xend.domain.send_sysrq", "a", "s")),
+    ),
+    Case(
+        id="trigger",
+        argv="trigger a nmi 1",
+        replies={"xend.domain.send_trigger": None},
+        calls=calls(("xend.domain.send_trigger", "a", "nmi", 1)),
+    ),
+    Case(
+        id="mem-set",
+        argv="mem-set legacy-pv 48",
+        replies={"xend.domain.setMemoryTarget": None},
+        calls=calls(("xend.domain.setMemoryTarget", "legacy-pv", 48)),
+    ),
+    Case(
+        id="mem-set-unit",
+        argv="balloon legacy-pv 2g",
+        replies={"xend.domain.setMemoryTarget": None},
+        err="Command balloon is deprecated.  Please use xm mem-set instead.\n",
+        calls=calls(("xend.domain.setMemoryTarget", "legacy-pv", 2048)),
+    ),
+    Case(
+        id="mem-max",
+        argv="mem-max legacy-pv 65536k",
+        replies={"xend.domain.maxmem_set": None},
+        calls=calls(("xend.domain.maxmem_set", "legacy-pv", 64)),
+    ),
+    Case(
+        id="pause",
+        argv="pause legacy-pv",
+        replies={"xend.domain.pause": None, "xend.domain.setpauseflag": None},
+        calls=calls(
+            ("xend.domain.pause", "legacy-pv"),
+            ("xend.domain.setpauseflag", "legacy-pv", True),
+        ),
+    ),
+    Case(
+        id="unpause-of-xend-3",
+        argv="unpause legacy-pv",
+        replies={"xend.domain.unpause": None},
+        calls=calls(
+            ("xend.domain.unpause", "legacy-pv"),
+            ("xend.domain.setpauseflag", "legacy-pv", False),
+        ),
+    ),
+    Case(
+        id="start",
+        argv="start legacy-pv",
+        replies={"xend.domain.start": None, "xend.domain": found(*ALL)},
+        calls=calls(("xend.domain.start", "legacy-pv", False), ("xend.domain", "legacy-pv")),
+    ),
+    Case(
+        id="start-did-not",
+        argv="start spare",
+        replies={"xend.domain.start": None, "xend.domain": found(*ALL)},
+        err="Error: Domain 'spare' is not started\n",
+        code=1,
+        usage="start",
+    ),
+    Case(
+        id="dump-core",
+        argv="dump-core -L legacy-pv /tmp/core",
+        replies={"xend.domain.dump": None},
+        out="Dumping core of domain: legacy-pv ...\n",
+        calls=calls(("xend.domain.dump", "legacy-pv", "/tmp/core", True, False, False)),
+    ),
+    Case(
+        id="dump-core-two-fates",
+        argv="dump-core -CR legacy-pv",
+        err="Error: You may not specify more than one '-CR' option\n",
+        code=1,
+        usage="dump-core",
+    ),
+    Case(
+        id="shutdown",
+        argv="shutdown legacy-pv",
+        replies={
+            "xend.domain": found(*ALL),
+            "xend.domain.getRestartCount": 0,
+            "xend.domain.shutdown": None,
+        },
+        calls=calls(
+            ("xend.domain", "legacy-pv"),
+            ("xend.domain.getRestartCount", "legacy-pv"),
+            ("xend.domain.shutdown", "legacy-pv", "poweroff"),
+        ),
+    ),
+    Case(
+        id="reboot",
+        argv="reboot legacy-pv",
+        replies={
+            "xend.domain": found(*ALL),
+            "xend.domain.getRestartCount": 0,
+            "xend.domain.shutdown": None,
+        },
+        calls=calls(
+            ("xend.domain", "legacy-pv"),
+            ("xend.domain.getRestartCount", "legacy-pv"),
+            ("xend.domain.shutdown", "legacy-pv", "reboot"),
+        ),
+    ),
+    Case(
+        id="shutdown-wait",
+        argv="shutdown -w 1",
+        replies={
+            "xend.domain": found(*ALL),
+            "xend.domain.getRestartCount": 0,
+            "xend.domain.shutdown": None,
+            "xend.domains": ["Domain-0"],
+        },
+        out="Domain 1 terminated\nAll domains terminated\n",
+    ),
+    Case(
+        id="shutdown-all",
+        argv="shutdown -aw",
+        replies={
+            "xend.domain": found(*ALL),
+            "xend.domain.getRestartCount": 0,
+            "xend.domain.shutdown": None,
+            "xend.domains": ["Domain-0"],
+        },
+        out="All domains terminated\n",
+    ),
+    Case(
+        id="shutdown-halt-and-reboot",
+        argv="shutdown -H -R legacy-pv",
+        err="Error: Can't specify halt and reboot\n",
+        code=1,
+    ),
+    Case(
+        id="migrate",
+        argv="migrate --live -p 18099 legacy-pv 127.0.0.1",
+        replies={"xend.domain.migrate": None},
+        calls=calls(("xend.domain.migrate", "legacy-pv", "127.0.0.1", 1, 18099, -1, None, 0)),
+    ),
+    Case(
+        id="migrate-all-options",
+        argv="migrate web1 host-b -s -c -n=1 -p=8003",
+        replies={"xend.domain.migrate": None},
+        calls=calls(("xend.domain.migrate", "web1", "host-b", 0, 8003, 1, 1, 1)),
+    ),
+    Case(
+        id="migrate-count",
+        argv="migrate web1",
+        err="Error: Invalid number of arguments\n",
+        code=1,
+        usage="migrate",
+    ),
+    Case(
+        id="migrate-refused",
+        argv="migrate web1 host-b",
+        replies={"xend.domain.migrate": fault(2, "can't connect: Connection refused")},
+        err="Error: can't connect: Connection refused\n",
+        code=1,
+        usage="migrate",
+    ),
+    Case(
+        id="migrations",
+        argv="migrations",
+        replies={
+            "xendpy.migrations": [
+                {
+                    "id": "1f",
+                    "direction": "in",
+                    "domain": "web1",
+                    "peer": "10.0.0.4",
+                    "state": "failed",
+                    "iteration": 3,
+                    "pages": "262144",
+                    "rate": "104857600",
+                    "elapsed": 12.34,
+                    "reason": "the stream ends after 3 of 8 bytes",
+                }
+            ]
+        },
+        out=(
+            "ID                 Way Name                     Peer                   "
+            "State         Round      Pages     MiB/s  Time(s)\n"
+            "1f                 in  web1                     10.0.0.4               "
+            "failed            3     262144     100.0     12.3\n"
+            "    the stream ends after 3 of 8 bytes\n"
+        ),
+    ),
+    Case(
+        id="restore-unreadable",
+        argv="restore /nowhere/saved",
+        err="Error: xm restore: Unable to read file /nowhere/saved\n",
+        code=1,
+    ),
+    Case(
+        id="save-unwritable",
+        argv="save legacy-pv /nowhere/saved",
+        err="Error: xm save: Unable to create file /nowhere/saved\n",
+        code=1,
+    ),
+    Case(
+        id="crashed-server",
+        argv="list",
+        replies={"raw": b"HTTP/1.1 500 Internal Error\r\nContent-Length: 0\r\n\r\n"},
+        err="Xend has probably crashed!  ProtocolError(500, Internal Error).\n",
+        code=1,
+    ),
+    Case(
+        id="no-http",
+        argv="list",
+        replies={"raw": b"(err)\r\n"},
+        err="Xend has probably crashed!  Invalid or missing HTTP status code.\n",
+        code=1,
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=attrgetter("id"))
+def test_command(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeXend(tmp_path / "var/run/xend/xmlrpc.sock", case.replies) as fake:
+        code = xm.main(["--root", str(tmp_path), *case.argv.split()])
+    said = capsys.readouterr()
+    usage = xm.usage_text(COMMANDS[case.usage]) if case.usage else ""
+    assert said.err == case.err
+    assert said.out == case.out + usage
+    assert code == case.code
+    if case.calls is not None:
+        assert [(name, *params) for name, params in fake.calls] == list(case.calls)
+
+
+def test_every_command_has_a_case_or_a_test_of_its_own() -> None:
+    tested = {found.name for case in CASES if (found := xm.find_command(case.argv.split()[0]))}
+    elsewhere = {"save", "restore", "create", "new", "console", "top"}
+    elsewhere |= {"inspect", "extract", "reset", "debug-keys"}
+    assert set(COMMANDS) - tested == elsewhere - tested
+
+
+def run(root: Path, *argv: str, replies: Mapping[str, Any] | None = None) -> tuple[int, Any]:
+    with FakeXend(root / "var/run/xend/xmlrpc.sock", replies or {}) as fake:
+        code = xm.main([*argv, "--root", str(root)])
+    return code, fake.calls
+
+
+def test_save_sends_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, sent = run(tmp_path, "save", "-c", "a", "a.save", replies={"xend.domain.save": None})
+    assert (code, sent) == (0, [("xend.domain.save", ("a", str(tmp_path / "a.save"), True))])
+
+
+def test_restore_sends_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.save").write_bytes(b"LinuxGuestRecord")
+    replies = {"xend.domain.restore": LEGACY_PV}
+    code, sent = run(tmp_path, "restore", "a.save", "-p", replies=replies)
+    assert (code, sent) == (0, [("xend.domain.restore", (str(tmp_path / "a.save"), True))])
+
+
+def test_reboot_waits_for_the_next_restart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "POLL_S", 0.0)
+    counts = iter([4, 4, 5])
+    replies = {
+        "xend.domain": LEGACY_PV,
+        "xend.domain.getRestartCount": lambda _: next(counts),
+        "xend.domain.shutdown": None,
+        "xend.domains": ["Domain-0", "legacy-pv"],
+    }
+    assert run(tmp_path, "reboot", "-w", "legacy-pv", replies=replies)[0] == 0
+    assert capsys.readouterr().out == "Domain legacy-pv rebooted\nAll domains rebooted\n"
+    assert next(counts, None) is None
+
+
+def test_info_config_lists_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "etc/xen/xend-config.sxp"
+    config.parent.mkdir(parents=True)
+    config.write_text("# c\n(xend-relocation-port 8002)\n(xend-relocation-server)\n")
+    assert xm.main(["--root", str(tmp_path), "info", "-c"]) == 0
+    assert capsys.readouterr().out == (
+        "xend-relocation-port                  : 8002\n"
+        "xend-relocation-server                : (none)\n"
+    )
+
+
+SPANS = [
+    (0, " 0:00:00"),
+    (3937, " 1:05:37"),
+    (86399, "23:59:59"),
+    (86400, "1 day,  0:00:00"),
+    (2 * 86400 + 11045, "2 days,  3:04:05"),
+]
+
+
+@pytest.mark.parametrize(("seconds", "text"), SPANS)
+def test_uptime_columns(seconds: int, text: str) -> None:
+    assert listing.span(seconds) == text
+
+
+def test_uptime_of_domain_0_is_the_hosts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = float(Path("/proc/uptime").read_text().split()[0])
+    run(tmp_path, "uptime", "0", replies={"xend.domain": DOMAIN_0})
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith("Domain-0                             0 ")
+    hours, minutes, seconds = line.rpartition(" ")[2].split(":")
+    shown = int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+    assert shown >= int(before) % 86400 or before >= 86400
+
+
+def test_help_is_the_long_list(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["help"], ["--help"], ["-h"]):
+        assert xm.main(words) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(
+            "Usage: xm <subcommand> [args]\n\n"
+            "Control, list, and manipulate Xen guest instances.\n\n"
+            "xm full list of subcommands:\n\n"
+            " console              Attach to <Domain>'s console.                     \n"
+        )
+        assert out.endswith("see the xmdomain.cfg(5)  man page.\n\n")
+        assert all(f"\n {name} " in out for name in COMMANDS)
+
+
+def test_no_command_is_the_short_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert xm.main([]) == 1
+    out = capsys.readouterr().out
+    assert "\nCommon 'xm' commands:\n\n console " in out
+    assert out.endswith("\nFor a complete list of subcommands run 'xm help'.\n")
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert xm.main(["frobnicate"]) == 1
+    said = capsys.readouterr()
+    assert said.err == "Error: Subcommand frobnicate not found!\n"
+    assert said.out == xm.help_text(short=True)
+
+
+def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert xm.main(["restore", "--help"]) == 1
+    assert capsys.readouterr().out == (
+        "Usage: xm restore <CheckpointFile> [-p]\n\n"
+        "Restore a domain from a saved state.\n"
+        "  -p, --paused                   Leave the domain paused                    \n\n"
+    )
+
+
+def test_help_of_migrate_is_an_option_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert xm.main(["migrate", "-h"]) == 1
+    assert capsys.readouterr().out.startswith(
+        "Usage: xm migrate <Domain> <Host>\n\n"
+        "Migrate a domain to another machine.\n\n"
+        "Options:\n\n"
+        "-h, --help           Print this help.\n"
+        "-l, --live           Use live migration.\n"
+    )
+
+
+PREFIXES = [
+    ("des", "destroy"),
+    ("in", "info"),  # our own inspect gives way
+    ("mig", "migrate"),  # and so does migrations
+    ("migrations", "migrations"),
+    ("ins", "inspect"),
+    ("l", None),
+    ("re", None),
+    ("zz", None),
+]
+
+
+@pytest.mark.parametrize(("prefix", "name"), PREFIXES)
+def test_prefix(prefix: str, name: str | None) -> None:
+    command = xm.find_command(prefix)
+    assert (command.name if command else None) == name
+
+
+def test_nobody_listens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert xm.main(["--root", str(tmp_path), "list"]) == 1
+    assert capsys.readouterr().err == (
+        "Error: Unable to connect to xend: No such file or directory. Is xend running?\n"
+    )
+
+
+def test_not_root(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.delenv("XENDPY_ROOT", raising=False)
+    monkeypatch.setenv("XM_SERVER", "httpu:///var/run/xend/no-such-socket")
+    assert xm.main(["list"]) == 1
+    assert capsys.readouterr().err == (
+        "Error: Most commands need root access. Please try again as root.\n"
+    )
+
+
+def test_xm_imports_nothing_heavy(tmp_path: Path) -> None:
+    heavy = ["uvloop", "numpy", "cryptography", "asyncio", "sexpdata"]
+    script = (
+        "import sys; from xendpy.cli import xm\n"
+        f"xm.main(['--root', {str(tmp_path)!r}, 'list'])\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    replies = {"xend.domains_with_state": ALL}
+    with FakeXend(tmp_path / "var/run/xend/xmlrpc.sock", replies):
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=30
+        )
+    assert done.stderr == ""
+    assert done.stdout == HEADER + ROW_0 + ROW_1 + ROW_SPARE + "[]\n"

@@ -1,0 +1,7 @@
+"""`python3 -m xendpy` is `xend`."""
+
+import sys
+
+from xendpy.cli.xend import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands: `xend` and `xm`."""

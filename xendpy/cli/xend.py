@@ -1,0 +1,215 @@
+"""`xend`: start and stop the daemon.
+
+Spec: misc/xend and xen/xend/server/SrvDaemon.py of xend 4.4 for the words, texts and exit codes.
+Better than xend: `stop` waits until the daemon is gone, `reload` says what is wrong with the file.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from xendpy.cli import daemon
+from xendpy.cli.options import Option, UsageError, take_global
+from xendpy.errors import ConfigError, XendError
+from xendpy.paths import Paths
+
+EX_CONFIG: Final = 78
+NOT_RUNNING: Final = 3
+STOP_DEADLINE_S: Final = 300.0  # migrations that are nearly through are let through
+
+OPTIONS: Final = (
+    Option(long="foreground", help="Stay in the foreground, as systemd wants it"),
+    Option(long="config", metavar="FILE", help="Read FILE instead of xend-config.sxp"),
+    Option(long="root", metavar="DIR", help="Put every path below DIR; needs no privileges"),
+    Option(long="debug", help="Log at level DEBUG"),
+    Option(long="help", help="Print this help"),
+    Option(long="version", help="Print the version"),
+)
+
+COMMANDS: Final = {
+    "start": "Start the daemon; return when its listeners are open",
+    "stop": "Stop the daemon and wait until it is gone",
+    "restart": "Stop it, then start it",
+    "reload": "Read the configuration file again; running migrations are not touched",
+    "status": "Exit with 0 if it runs, 3 if not",
+    "check-config": "Check a configuration file, print every option, value and warning",
+    "trace_start": "Start with a log at level DEBUG",
+}
+
+EXIT_CODES: Final = (
+    (0, "done; running already, for `start`; running, for `status`"),
+    (1, "it failed; the reason is on standard error"),
+    (NOT_RUNNING, "not running (`status`)"),
+    (EX_CONFIG, "the configuration cannot be used (`start --foreground`, `check-config`)"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one xend command line (without the program's name); return the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        taken, rest = take_global(
+            words,
+            valued=("--root", "--config"),
+            flags=("--foreground", "--debug", "--help", "-h", "--version"),
+        )
+    except UsageError as error:
+        return _fail(str(error))
+    if "--help" in taken or "-h" in taken:
+        print(help_text(), end="")
+        return 0
+    if "--version" in taken:
+        from xendpy import __version__
+
+        print(f"xendpy {__version__}")
+        return 0
+    paths = Paths.choose(root=taken.get("--root"), config=taken.get("--config"))
+    command, args = (rest[0], rest[1:]) if rest else ("", [])
+    if command != "check-config" and not _may_run(paths):
+        return 1
+    if not command:
+        print("usage: xend {start|stop|reload|restart}")
+        return 1
+    if "--debug" in taken or command == "trace_start":
+        os.environ["XEND_DEBUG"] = "1"
+    return _dispatch(command, args, paths, foreground=_foreground(taken))
+
+
+def _foreground(taken: dict[str, str]) -> bool:
+    return "--foreground" in taken or os.environ.get("XEND_DAEMONIZE", "1") in ("0", "no", "false")
+
+
+def _dispatch(command: str, args: Sequence[str], paths: Paths, *, foreground: bool) -> int:
+    if command == "check-config":
+        return _check_config(args, paths)
+    actions: dict[str, Callable[[], int]] = {
+        "start": lambda: start(paths, foreground=foreground),
+        "trace_start": lambda: start(paths, foreground=foreground),
+        "stop": lambda: stop(paths),
+        "restart": lambda: stop(paths) or start(paths, foreground=foreground),
+        "reload": lambda: reload(paths),
+        "status": lambda: status(paths),
+    }
+    action = actions.get(command)
+    if action is None:
+        print(f"not an option: {command}")
+        return 1
+    if args:
+        return _fail(f"xend {command} takes no arguments: {' '.join(args)}")
+    return action()
+
+
+def _may_run(paths: Paths) -> bool:
+    """Ask for root where the host's own paths are meant; below another root nobody needs it."""
+    if os.geteuid() == 0 or str(paths.root) != "/":
+        return True
+    frame = "*" * 70
+    print(frame, "*** Xend must be run as root.", frame, sep="\n", file=sys.stderr)
+    return False
+
+
+def start(paths: Paths, *, foreground: bool) -> int:
+    """Start the daemon; running already is success."""
+    if daemon.running_pid(paths) is not None:
+        return 0
+    if foreground:
+        return serve(paths, foreground=True, ready=lambda: None)
+    return daemon.start_in_background(
+        lambda ready: serve(paths, foreground=False, ready=ready),
+        stderr_log=paths.log_dir / "xend-debug.log",
+    )
+
+
+def serve(paths: Paths, *, foreground: bool, ready: Callable[[], None]) -> int:
+    """Be the daemon: run the service in this process until it ends; return the exit code."""
+    from xendpy.control import service
+
+    daemon.set_command_name()
+    try:
+        with daemon.pid_file(paths):
+            return service.run(paths, foreground=foreground, ready=ready)
+    except ConfigError as error:
+        return _fail(str(error), code=EX_CONFIG if foreground else 1)
+    except (XendError, OSError) as error:
+        return _fail(str(error))
+
+
+def stop(paths: Paths) -> int:
+    """Stop the daemon; not running is success."""
+    pid = daemon.running_pid(paths)
+    if pid is None:
+        return 0
+    try:
+        gone = daemon.stop(pid, deadline_s=STOP_DEADLINE_S)
+    except PermissionError as error:
+        return _fail(f"cannot stop pid {pid}: {error.strerror}")
+    if not gone:
+        return _fail(f"pid {pid} still finishes migrations after {STOP_DEADLINE_S:g} s")
+    return 0
+
+
+def reload(paths: Paths) -> int:
+    """Make the daemon read its file again; a file it could not use is reported instead."""
+    from xendpy.config import load
+
+    try:
+        load(paths.config_file)
+    except ConfigError as error:
+        return _fail(f"not reloaded: {error}")
+    pid = daemon.running_pid(paths)
+    if pid is None:
+        return 0
+    try:
+        os.kill(pid, signal.SIGHUP)
+    except OSError as error:
+        return _fail(f"cannot signal pid {pid}: {error.strerror}")
+    return 0
+
+
+def status(paths: Paths) -> int:
+    """Say by the exit code alone whether the daemon runs."""
+    return 0 if daemon.running_pid(paths) is not None else NOT_RUNNING
+
+
+def _check_config(args: Sequence[str], paths: Paths) -> int:
+    from xendpy.cli import check_config
+
+    if len(args) > 1:
+        return _fail("xend check-config takes one file")
+    chosen = Paths.choose(root=str(paths.root), config=args[0]) if args else paths
+    return check_config.run(chosen)
+
+
+def help_text() -> str:
+    """Return what `xend --help` prints."""
+    commands = [f"  {name:<14} {text}" for name, text in COMMANDS.items()]
+    options = [f"  {row.spelling:<14} {row.help}" for row in OPTIONS]
+    codes = [f"  {code:<14} {text}" for code, text in EXIT_CODES]
+    return "\n".join(
+        [
+            "usage: xend {start|stop|reload|restart|status|check-config} [options]",
+            "",
+            "commands:",
+            *commands,
+            "",
+            "options:",
+            *options,
+            "",
+            "exit codes:",
+            *codes,
+            "",
+        ]
+    )
+
+
+def _fail(message: str, *, code: int = 1) -> int:
+    print(f"xend: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
