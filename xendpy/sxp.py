@@ -253,6 +253,9 @@ class IncrementalParser:
         while not self.ended and self._scanned < len(self._pending):
             end = self._scan(chr(self._pending[self._scanned]))
             if end is None:
+                if not self._depth and self._inside in ("", "comment"):
+                    del self._pending[: self._scanned]  # between values: nothing to remember
+                    self._scanned = 0
                 if self._scanned > self._max_bytes:
                     self._drop(f"value longer than {self._max_bytes} bytes")
                 continue

@@ -1,0 +1,142 @@
+"""The journal: what may follow what, what is on disk, and who owns a guest."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from xendpy.errors import MigrationError
+from xendpy.hypervisor.durable import Durable
+from xendpy.migration.handover import NEXT, Direction, Entry, Journal, Step, new_id
+
+UUID = "6f3e2a1c-94d1-0c5b-2d57-3b1f0a6c9e10"
+
+
+def journal(path: Path) -> Journal:
+    ticks = itertools.count(1)
+    return Journal(path, Durable(), lambda: float(next(ticks)))
+
+
+def entry(direction: Direction, *, uuid: str = UUID, entry_id: str = "") -> Entry:
+    step = Step.SENDING if direction is Direction.OUT else Step.INCOMING
+    return Entry(
+        id=entry_id or new_id(),
+        direction=direction,
+        step=step,
+        name="web1",
+        uuid=uuid,
+        peer="et-virt08",
+        port=8002,
+    )
+
+
+def test_every_step_survives_a_restart(tmp_path: Path) -> None:
+    book = journal(tmp_path)
+    begun = book.begin(entry(Direction.OUT))
+    for step in (Step.RELEASED, Step.MOVED, Step.CLOSED):
+        book.advance(begun.id, Direction.OUT, step)
+        again = journal(tmp_path).get(begun.id, Direction.OUT)
+        assert again == book.get(begun.id, Direction.OUT)
+        assert again is not None and again.step is step
+    assert again is not None and again.result == "moved"
+
+
+@pytest.mark.parametrize(
+    ("path", "bad"),
+    [
+        ((Step.RELEASED,), Step.SENT),
+        ((Step.RELEASED, Step.MOVED), Step.KEPT),
+        ((Step.KEPT,), Step.RELEASED),
+        ((Step.SENT, Step.MOVED), Step.KEPT),
+    ],
+    ids=str,
+)
+def test_an_owner_cannot_change_its_mind(
+    tmp_path: Path, path: tuple[Step, ...], bad: Step
+) -> None:
+    book = journal(tmp_path)
+    begun = book.begin(entry(Direction.OUT))
+    for step in path:
+        book.advance(begun.id, Direction.OUT, step)
+    with pytest.raises(MigrationError, match="may not follow"):
+        book.advance(begun.id, Direction.OUT, bad)
+    assert journal(tmp_path).get(begun.id, Direction.OUT).step is path[-1]  # type: ignore[union-attr]
+
+
+def test_a_tombstone_bars_reception(tmp_path: Path) -> None:
+    book = journal(tmp_path)
+    begun = book.begin(entry(Direction.IN))
+    book.advance(begun.id, Direction.IN, Step.NOT_RECEIVED)
+    for step in (Step.RECEIVED, Step.OWNED, Step.RUNNING):
+        with pytest.raises(MigrationError):
+            book.advance(begun.id, Direction.IN, step)
+
+
+def test_every_step_has_its_successors() -> None:
+    assert set(NEXT) == set(Step)
+    assert all(NEXT[step] for step in Step if step is not Step.CLOSED)
+
+
+def test_an_id_is_used_once_a_direction(tmp_path: Path) -> None:
+    book = journal(tmp_path)
+    begun = book.begin(entry(Direction.OUT))
+    book.begin(entry(Direction.IN, entry_id=begun.id))
+    with pytest.raises(MigrationError, match="known already"):
+        book.begin(entry(Direction.OUT, entry_id=begun.id))
+
+
+def test_find_takes_a_unique_prefix(tmp_path: Path) -> None:
+    book = journal(tmp_path)
+    book.begin(entry(Direction.OUT, entry_id="aa" * 16))
+    book.begin(entry(Direction.OUT, entry_id="ab" * 16))
+    assert book.find("aaa").id == "aa" * 16
+    for prefix in ("a", "c", ""):
+        with pytest.raises(MigrationError):
+            book.find(prefix)
+
+
+def test_moved_away_until_it_comes_back(tmp_path: Path) -> None:
+    book = journal(tmp_path)
+    out = book.begin(entry(Direction.OUT))
+    assert book.moved_away(UUID) is None
+    for step in (Step.RELEASED, Step.MOVED, Step.CLOSED):
+        book.advance(out.id, Direction.OUT, step)
+        away = book.moved_away(UUID)
+        assert away is not None and away.id == out.id
+    back = book.begin(entry(Direction.IN))
+    book.advance(back.id, Direction.IN, Step.RECEIVED)
+    assert book.moved_away(UUID) is not None
+    book.advance(back.id, Direction.IN, Step.OWNED)
+    assert book.moved_away(UUID) is None
+
+
+def test_kept_is_not_away(tmp_path: Path) -> None:
+    book = journal(tmp_path)
+    out = book.begin(entry(Direction.OUT))
+    book.advance(out.id, Direction.OUT, Step.SENT)
+    assert book.moved_away(UUID) is not None
+    book.advance(out.id, Direction.OUT, Step.KEPT)
+    assert book.moved_away(UUID) is None
+
+
+def test_history_is_bounded_and_remembers_where_guests_went(tmp_path: Path) -> None:
+    book = journal(tmp_path)
+    moved = book.begin(entry(Direction.OUT))
+    for step in (Step.RELEASED, Step.MOVED, Step.CLOSED):
+        book.advance(moved.id, Direction.OUT, step)
+    other = "00000000-0000-0000-0000-000000000001"
+    for _ in range(220):
+        begun = book.begin(entry(Direction.OUT, uuid=other))
+        book.advance(begun.id, Direction.OUT, Step.KEPT)
+        book.advance(begun.id, Direction.OUT, Step.CLOSED)
+    again = Journal(tmp_path, Durable(), lambda: 0.0)
+    assert len(again.entries()) == 201
+    assert again.moved_away(UUID) is not None
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / f"{'0' * 32}.out.json").write_text("{")
+    with pytest.raises(MigrationError, match=r"0\.out\.json: not a journal entry"):
+        journal(tmp_path)

@@ -1,0 +1,132 @@
+"""The option table and the file: what wins, what warns, what is refused with its line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from xendpy.config import PeerRow, XendConfig, load, options, parse
+from xendpy.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "etc/xend-config.sxp"
+CHAPTER = """\
+(xend-relocation-server yes)
+(xend-relocation-port 8002)
+(xend-relocation-address '')
+(xend-relocation-hosts-allow '')
+"""
+
+
+def test_a_missing_file_means_defaults_and_no_relocation_server(tmp_path: Path) -> None:
+    loaded = load(tmp_path / "none.sxp")
+    assert loaded.config == XendConfig()
+    assert not loaded.config.relocation_server
+    assert "does not exist" in loaded.warnings[0].text
+
+
+def test_the_shipped_file_is_clean_and_all_defaults() -> None:
+    loaded = load(SHIPPED)
+    assert (loaded.config, loaded.warnings) == (XendConfig(), ())
+
+
+def test_the_chapter_s_grep_prints_its_four_lines(tmp_path: Path) -> None:
+    file = tmp_path / "xend-config.sxp"
+    file.write_text(re.sub(r"(?m)^#\(xend-relocation-", "(xend-relocation-", SHIPPED.read_text()))
+    grep = f"grep xend-relocation {file} | grep -v '#'"
+    printed = subprocess.run(grep, shell=True, capture_output=True, text=True, check=True).stdout
+    assert printed == CHAPTER
+    assert load(file).config.relocation_server
+
+
+def test_every_option_of_the_shipped_file_is_known_and_at_its_default(tmp_path: Path) -> None:
+    file = tmp_path / "xend-config.sxp"
+    file.write_text(re.sub(r"(?m)^#\(", "(", SHIPPED.read_text()))
+    loaded = load(file)
+    changed = {name for name, _, default in options() if getattr(loaded.config, name) != default}
+    assert changed == {"relocation_server"}
+    assert len(loaded.warnings) == 1  # the empty hosts-allow
+
+
+def test_the_first_of_duplicates_wins_with_a_warning() -> None:
+    loaded = parse("(xend-relocation-port 1)\n(xend-relocation-port 2)\n", Path("f"))
+    assert loaded.config.relocation_port == 1
+    assert loaded.origins["xend-relocation-port"] == 1
+    assert [(item.line, "first one, line 1" in item.text) for item in loaded.warnings] == [
+        (2, True)
+    ]
+
+
+WARNED = [
+    ("\n(no-such-option 1)", 2, "unknown option no-such-option"),
+    ("junk", 1, "junk is no (option value)"),
+    ("(xend-relocation-port)", 1, "no value"),
+    ("(xend-relocation-hosts-allow ^a$ ^b$)", 1, "ignored: '^b$'"),
+    ("(xend-relocation-hosts-allow '^a\\.b$')", 1, "no escape"),
+    ("(xend-relocation-hosts-allow '^a')", 1, "does not end in $"),
+    ("(xend-relocation-server yes)", 0, "every host"),
+    ("(xendpy-peer a)(xendpy-peer a (port 1))", 1, "first one counts"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "said"), WARNED, ids=[row[2] for row in WARNED])
+def test_warnings_say_line_and_reason(text: str, line: int, said: str) -> None:
+    warnings = parse(text, Path("f")).warnings
+    assert any(item.line == line and said in item.text for item in warnings), warnings
+
+
+REFUSED = [
+    ("(xend-relocation-server maybe)", 1, "expected bool: maybe"),
+    ("(xend-relocation-server '')", 1, "expected bool: ''"),
+    ("\n(xend-relocation-port 0x10)", 2, "expected int: 0x10"),
+    ("(xend-relocation-port 1.5)", 1, "expected int: 1.5"),
+    ("(xend-relocation-port 65536)", 1, "expected a port from 0 to 65535: 65536"),
+    ("(xend-relocation-hosts-allow '^a$  ^b$')", 1, "an empty pattern"),
+    ("(xend-relocation-hosts-allow ' ^b$')", 1, "an empty pattern"),
+    ("(xend-relocation-hosts-allow '^b$ ')", 1, "an empty pattern"),
+    ("(xend-relocation-hosts-allow '(')", 1, "no regular expression"),
+    ("(xend-relocation-hosts-allow (a b))", 1, "expected a string"),
+    ("(xendpy-hypervisor kvm)", 1, "expected one of auto, xl, store: kvm"),
+    ("(xendpy-stall-timeout -1)", 1, "expected seconds: -1"),
+    ("(xendpy-max-incoming 0)", 1, "from 1 up"),
+    ("(xendpy-peer)", 1, "expected NAME"),
+    ("(xendpy-peer a (release 5))", 1, "release must be one of"),
+    ("(a b)\n(c\n", 3, "unexpected EOF"),
+    (")", 1, "syntax error: )"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "said"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_what_cannot_be_is_refused_with_its_line(text: str, line: int, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, Path("/etc/xen/xend-config.sxp"))
+    assert caught.value.line == line
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(f"/etc/xen/xend-config.sxp:{line}: ")
+
+
+@pytest.mark.parametrize("word", ["yes", "Y", "1", "on", "TRUE", "t"])
+def test_true_has_xend_s_spellings(word: str) -> None:
+    assert parse(f"(xend-relocation-server {word})", Path("f")).config.relocation_server
+
+
+@pytest.mark.parametrize("word", ["no", "N", "0", "off", "False", "f"])
+def test_false_has_xend_s_spellings(word: str) -> None:
+    config = parse(f"(xend-unix-xmlrpc-server {word})", Path("f")).config
+    assert not config.unix_xmlrpc_server
+
+
+def test_peers_are_rows() -> None:
+    text = "(xendpy-peer old (address 192.0.2.5) (port 8010) (release 3.1))(xendpy-peer new)"
+    config = parse(text, Path("f")).config
+    assert config.peers == (PeerRow("old", "192.0.2.5", 8010, "3.1"), PeerRow("new", "new"))
+    assert config.peer("old") == config.peers[0]
+    assert config.peer("none") is None
+
+
+def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path)

@@ -1,0 +1,109 @@
+"""`xend check-config`: say what the configuration file amounts to, and what is unwise in it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from xendpy import sxp
+from xendpy.config import LoadedConfig, Warning, load, options
+from xendpy.errors import ConfigError
+from xendpy.paths import Paths
+
+EX_CONFIG = 78
+_NETWORK_FILE_SYSTEMS = frozenset(
+    ("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "fuse.glusterfs", "fuse.sshfs",
+     "9p", "afs", "lustre")
+)  # fmt: skip
+
+
+def run(paths: Paths) -> int:
+    """Print every option with its value and origin, then all warnings; return 0 or 78."""
+    try:
+        loaded = load(paths.config_file)
+    except ConfigError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return EX_CONFIG
+    print(f"# {paths.config_file}")
+    for line in _listing(loaded):
+        print(line)
+    for warning in (*loaded.warnings, *check_environment(paths)):
+        place = f"{paths.config_file}:{warning.line}" if warning.line else str(paths.config_file)
+        print(f"Warning: {place}: {warning.text}", file=sys.stderr)
+    return 0
+
+
+def _listing(loaded: LoadedConfig) -> Iterator[str]:
+    for attribute, row, _ in options():
+        line = loaded.origins.get(row.name)
+        origin = f"line {line}" if line else "default"
+        yield f"{sxp.show([row.name, _as_sxp(getattr(loaded.config, attribute))]):<54} # {origin}"
+    for peer in loaded.config.peers:
+        row_value: sxp.SxpList = [
+            "xendpy-peer",
+            peer.name,
+            ["address", peer.address],
+            ["port", peer.port],
+            ["release", peer.release],
+        ]
+        yield sxp.show(row_value)
+
+
+def _as_sxp(value: sxp.SxpValue) -> sxp.SxpValue:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:g}"
+        case None:
+            return ""
+        case _:
+            return value
+
+
+def check_environment(
+    paths: Paths, *, mounts: Path = Path("/proc/mounts"), exports: Path = Path("/etc/exports")
+) -> list[Warning]:
+    """Return what is unwise about where the state directory is.
+
+    Two hosts that share it would take each other's guests for their own.
+    """
+    found = []
+    state = paths.state_dir
+    kind = _file_system(state, mounts)
+    if kind in _NETWORK_FILE_SYSTEMS:
+        text = f"{state} is on a network file system ({kind}): two hosts must never share it"
+        found.append(Warning(0, text))
+    for exported in _exported(exports):
+        if state == exported or exported in state.parents:
+            text = f"{state} is inside {exported}, which {exports} exports: export only the images"
+            found.append(Warning(0, text))
+    return found
+
+
+def _file_system(path: Path, mounts: Path) -> str:
+    best, kind = "", ""
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        _, point, file_system, *_ = line.split(" ")
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)
+        inside = point == "/" or path == Path(point) or Path(point) in path.parents
+        if inside and len(point) >= len(best):
+            best, kind = point, file_system
+    return kind
+
+
+def _exported(exports: Path) -> Iterator[Path]:
+    try:
+        lines = exports.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        match = re.match(r'\s*(?:"([^"]+)"|([^\s#"]+))', line)
+        if match:
+            yield Path(match[1] or match[2])
