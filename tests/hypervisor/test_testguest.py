@@ -356,24 +356,29 @@ def image_of(guest, image, *, drop_last=False):
     return [*records, *guest.closing()]
 
 
-def open_image(kind, tmp_path):
-    if kind == "anonymous":
-        return GuestMemory.anonymous("incoming")
-    return GuestMemory(os.open(tmp_path / "image", os.O_RDWR | os.O_CREAT))
-
-
-@pytest.mark.parametrize("kind", ["anonymous", "file"])
-def test_copy_taken_while_dirtying_goes_on_elsewhere(runner, tmp_path, kind):
-    guest = runner.create(config("tick=0.01 dirty=100MB/s wss=1MB", vcpus=2), domid=1)
-    guest.unpause()
-    image = open_image(kind, tmp_path)
+def migrated(guest, runner, tmp_path, *, by):
+    """Copy a running guest to `runner`, directly or by way of an image file."""
+    if by == "receive":
+        arriving = runner.receive(guest.config, domid=3)
+        return arriving.start(guest.types, image_of(guest, arriving.memory))
+    image = GuestMemory(os.open(tmp_path / "image", os.O_RDWR | os.O_CREAT))
     records = image_of(guest, image)
     image.finish(guest.memory.nr_pages)
-    assert np.array_equal(image.pages, guest.memory.pages)
-    there = TestGuestRunner(tmp_path / "there", host_name="et-virt07", launcher=())
-    arrived = there.start_from(image, guest.types, records, guest.config, domid=3)
+    image.close()
+    resting = GuestMemory.open(tmp_path / "image", writable=False)
     try:
-        image.close()
+        return runner.start_from(resting, guest.types, records, guest.config, domid=3)
+    finally:
+        resting.close()
+
+
+@pytest.mark.parametrize("by", ["receive", "start_from"])
+def test_copy_taken_while_dirtying_goes_on_elsewhere(runner, tmp_path, by):
+    guest = runner.create(config("tick=0.01 dirty=100MB/s wss=1MB", vcpus=2), domid=1)
+    guest.unpause()
+    there = TestGuestRunner(tmp_path / "there", host_name="et-virt07", launcher=())
+    arrived = migrated(guest, there, tmp_path, by=by)
+    try:
         assert arrived.state is DomainState.PAUSED
         assert np.array_equal(arrived.memory.pages, guest.memory.pages)
         assert arrived.check() == []
@@ -392,19 +397,37 @@ def test_copy_taken_while_dirtying_goes_on_elsewhere(runner, tmp_path, kind):
 def test_copy_without_the_last_pages_is_found_out(runner, tmp_path):
     guest = runner.create(config("tick=0.01 dirty=100MB/s wss=1MB"), domid=1)
     guest.unpause()
-    image = GuestMemory.anonymous("incoming")
-    records = image_of(guest, image, drop_last=True)
+    arriving = runner.receive(guest.config, domid=2)
+    records = image_of(guest, arriving.memory, drop_last=True)
     # The state page is of the moment of suspension, so that the records fit; others are not.
-    image.write(layout.STATE_PFN, guest.memory.pages[layout.STATE_PFN].data)
-    arrived = runner.start_from(image, guest.types, records, guest.config, domid=2)
-    assert arrived.check() != []
+    arriving.memory.write(layout.STATE_PFN, guest.memory.pages[layout.STATE_PFN].data)
+    assert arriving.start(guest.types, records).check() != []
 
 
 def test_foreign_memory_is_not_started(runner):
-    image = GuestMemory.anonymous("incoming")
+    image = GuestMemory.anonymous("image")
     image.write(0, bytes(PAGE_SIZE * 512))
     with pytest.raises(HypervisorError, match="state page is missing"):
         runner.start_from(image, np.zeros(512, np.uint8), [], config(), domid=1)
+    assert runner.adopt() == []
+
+
+def test_guest_that_still_waits_goes_with_its_daemon(runner):
+    arriving = runner.receive(config(), domid=1)
+    pidfd = os.pidfd_open(arriving._link.pid)
+    arriving._link.close()  # as the end of the daemon's process does
+    ended, _, _ = select.select([pidfd], [], [], 30)
+    os.close(pidfd)
+    assert ended
+    assert runner.adopt() == []
+
+
+def test_discarded_arrival_leaves_nothing(runner):
+    arriving = runner.receive(config(), domid=1)
+    arriving.memory.write(0, bytes(PAGE_SIZE * 300))
+    arriving.discard()
+    arriving.discard()
+    assert list(runner._dir.iterdir()) == []
 
 
 CREATOR = """

@@ -102,6 +102,31 @@ class Running(Protocol):
         ...
 
 
+class Arriving(Protocol):
+    """A guest on its way in, whose memory is the runner's from the first page on.
+
+    Exactly one of `start` and `discard` ends it; both may follow a failure. If the daemon ends
+    before `start`, nothing is left; after it, `GuestRunner.adopt` finds the guest, paused.
+    """
+
+    @property
+    def memory(self) -> GuestMemory:
+        """What to receive into, empty at first; it grows with the pfns asked for."""
+        ...
+
+    def start(self, types: Types, records: Iterable[Record]) -> Running:
+        """Make a guest, paused, of the whole image; takes milliseconds and copies nothing.
+
+        Raises:
+            HypervisorError: the image or its records cannot be run.
+        """
+        ...
+
+    def discard(self) -> None:
+        """End the process and free the memory; nothing after `start` has returned."""
+        ...
+
+
 class GuestRunner(Protocol):
     """Starts guests, and finds those that an earlier daemon started."""
 
@@ -135,6 +160,15 @@ class GuestRunner(Protocol):
         Raises:
             OutOfMemory: no room.
             HypervisorError: the image or its records cannot be run.
+        """
+        ...
+
+    def receive(self, config: DomainConfig, *, domid: int) -> Arriving:
+        """Return room for a guest that comes in live, with a process that waits for it.
+
+        Raises:
+            OutOfMemory: no room.
+            HypervisorError: the process did not come up.
         """
         ...
 

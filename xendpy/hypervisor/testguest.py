@@ -16,8 +16,6 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from xendpy import sxp
 from xendpy.errors import HypervisorError, OutOfMemory, XendError
 from xendpy.guest.domain import DomainConfig, GuestType
@@ -26,6 +24,8 @@ from xendpy.guest.pages import PAGE_SHIFT, Types
 from xendpy.hypervisor import testguest_layout as layout
 from xendpy.hypervisor import testguest_link as link
 from xendpy.hypervisor import testguest_records
+from xendpy.hypervisor.testguest_arriving import ArrivingGuest
+from xendpy.hypervisor.testguest_process import WAITING
 from xendpy.hypervisor.testguest_running import TestGuest, encode_kept
 from xendpy.stream.records import Record
 
@@ -76,10 +76,8 @@ class TestGuestRunner:
             raise HypervisorError(f"extra: {error}", operation="create") from error
         nr_pages = config.memory_mib * PAGES_PER_MIB
         _require_memory(nr_pages)
-        ram = _memfd("xendpy-ram", nr_pages << PAGE_SHIFT)
-        return self._start(
-            config, domid, ram, ["--new", f"--vcpus={config.vcpus}", f"--extra={words}"]
-        )
+        arguments = [f"--vcpus={config.vcpus}", f"--extra={words}"]
+        return TestGuest(self._start(config, domid, nr_pages, arguments))
 
     def start_from(
         self,
@@ -90,31 +88,32 @@ class TestGuestRunner:
         *,
         domid: int,
     ) -> TestGuest:
-        """Build a guest, paused, from an image at rest.
-
-        Anonymous memory becomes the guest's own, without a copy: its owner closes it and never
-        writes to it again. A file is copied. Nothing of the guest runs before `unpause`.
+        """Build a guest, paused, from an image at rest, which is copied.
 
         Raises:
             OutOfMemory: this host has not that much memory left.
             HypervisorError: the image is not that of a test guest, or not of one moment.
         """
-        _require_config(config, "start")
+        arriving = self.receive(config, domid=domid)
         try:
-            ram = memory.pages[: memory.nr_pages]
-            expected = layout.read_layout(ram).types()
-            if not np.array_equal(types[: len(expected)], expected):
-                raise ValueError("page types that a test guest does not have")
-            testguest_records.require_records(ram, records)
-        except ValueError as error:
-            raise HypervisorError(str(error), operation="start") from error
-        size = memory.nr_pages << PAGE_SHIFT
-        if _is_memfd(memory.fd) and os.fstat(memory.fd).st_size == size:
-            return self._start(config, domid, os.dup(memory.fd), [])
-        _require_memory(memory.nr_pages)
-        fd = _memfd("xendpy-ram", size)
-        _copy(memory.fd, fd, size)
-        return self._start(config, domid, fd, [])
+            arriving.load(memory)
+            return arriving.start(types, records)
+        except BaseException:
+            arriving.discard()
+            raise
+
+    def receive(self, config: DomainConfig, *, domid: int) -> ArrivingGuest:
+        """Return room for a guest that comes in, with a process that waits for it.
+
+        Takes a fifth of a second, so that `start` takes milliseconds.
+
+        Raises:
+            OutOfMemory: this host has not that much memory left.
+            HypervisorError: no such guest can run, or the process did not come up.
+        """
+        _require_config(config, "start")
+        _require_memory(config.memory_mib * PAGES_PER_MIB)
+        return ArrivingGuest(self._start(config, domid, 0, ["--waiting"]))
 
     def adopt(self) -> Sequence[TestGuest]:
         """Return the guests that an earlier daemon started; call once.
@@ -129,6 +128,9 @@ class TestGuestRunner:
                 log.warning("%s: its process is gone", path.name)
                 link.forget(path)
                 continue
+            if connection.state == WAITING:
+                connection.end()
+                continue
             try:
                 guests.append(TestGuest(connection))
             except (XendError, ValueError, KeyError) as error:
@@ -137,10 +139,11 @@ class TestGuestRunner:
         return guests
 
     def _start(
-        self, config: DomainConfig, domid: int, ram: int, arguments: Sequence[str]
-    ) -> TestGuest:
-        """Start a process over the memfd `ram`, which this closes."""
-        dirty = _memfd("xendpy-dirty", os.fstat(ram).st_size >> PAGE_SHIFT)
+        self, config: DomainConfig, domid: int, nr_pages: int, arguments: Sequence[str]
+    ) -> link.GuestLink:
+        """Start a process that holds empty memory of `nr_pages`."""
+        ram = _memfd("xendpy-ram", nr_pages << PAGE_SHIFT)
+        dirty = _memfd("xendpy-dirty", nr_pages)
         kept = link.sealed(encode_kept(config, domid, time.time(), ""))
         fds = (ram, dirty, kept)
         # Two guests of one uuid are here at once while one migrates to its own host.
@@ -148,7 +151,7 @@ class TestGuestRunner:
         try:
             self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             host_name = f"--host-name={self._host_name}"
-            return TestGuest(link.start(path, fds, [host_name, *arguments], self._launcher))
+            return link.start(path, fds, [host_name, *arguments], self._launcher)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -182,24 +185,3 @@ def _memfd(name: str, size: int) -> int:
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
     os.ftruncate(fd, size)
     return fd
-
-
-def _is_memfd(fd: int) -> bool:
-    return os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:")
-
-
-def _copy(source: int, target: int, size: int) -> None:
-    """Copy the first `size` bytes between files, holes left out, inside the kernel."""
-    offset = 0
-    while offset < size:
-        try:
-            offset = os.lseek(source, offset, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
-            return
-        end = min(os.lseek(source, offset, os.SEEK_HOLE), size)
-        os.lseek(target, offset, os.SEEK_SET)
-        while offset < end:
-            count = os.sendfile(target, source, offset, end - offset)
-            if not count:
-                raise HypervisorError("the image ends early", operation="start")
-            offset += count

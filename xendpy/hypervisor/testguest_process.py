@@ -5,6 +5,7 @@ listens on a unix socket (SOCK_SEQPACKET) that outlives the daemon. A message is
 `{"do": COMMAND}`; the answer is `{"state": ...}`, or `{"error": TEXT}`.
 
     attach     the answer carries the three file descriptors, in that order
+    start      go on from the memory, which has arrived (only with --waiting)
     keep       the message carries a file descriptor, which replaces the blob
     pause, unpause, suspend, resume
     log        append "text" to the guest's log
@@ -35,19 +36,25 @@ import numpy as np
 from xendpy.hypervisor import testguest_layout as layout
 from xendpy.hypervisor.testguest_ticker import Ticker
 
-RUNNING, PAUSED, SUSPENDED = "running", "paused", "suspended"
+RUNNING, PAUSED, SUSPENDED, WAITING = "running", "paused", "suspended", "waiting"
 MAX_MESSAGE = 16384  # bytes
 
 Answer = dict[str, Any]
 
 
 class GuestProcess:
-    """The loop of one guest, paused at first."""
+    """The loop of one guest: paused at first, or waiting for memory to go on from.
 
-    def __init__(self, listener: socket.socket, fds: Sequence[int], ticker: Ticker) -> None:
+    One that still waits when its daemon goes, goes too: half a guest is of no use.
+    """
+
+    def __init__(
+        self, listener: socket.socket, fds: Sequence[int], ticker: Ticker | None, host_name: str
+    ) -> None:
         self._fds = list(fds)
-        self._ticker = ticker
-        self._state = PAUSED
+        self._guest = ticker
+        self._host_name = host_name
+        self._state = WAITING if ticker is None else PAUSED
         self._before_suspend = PAUSED
         self._ended = False
         self._received: list[int] = []
@@ -55,6 +62,7 @@ class GuestProcess:
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         self._commands: dict[str, Callable[[Answer], Answer]] = {
             "attach": lambda _: {},
+            "start": self._start,
             "keep": self._keep,
             "pause": lambda _: self._change({RUNNING, PAUSED}, PAUSED),
             "unpause": lambda _: self._change({RUNNING, PAUSED}, RUNNING),
@@ -65,6 +73,12 @@ class GuestProcess:
             "reboot": self._reboot,
             "end": self._end,
         }
+
+    @property
+    def _ticker(self) -> Ticker:
+        if self._guest is None:
+            raise ValueError("the guest's memory has not arrived")
+        return self._guest
 
     def run(self) -> None:
         """Live until told to end."""
@@ -100,6 +114,7 @@ class GuestProcess:
         except OSError:
             self._selector.unregister(connection)
             connection.close()
+            self._ended = self._ended or self._state == WAITING
         finally:
             for fd in self._received:
                 os.close(fd)
@@ -120,9 +135,18 @@ class GuestProcess:
         self._state = state
         return {}
 
+    def _start(self, _: Answer) -> Answer:
+        if self._state != WAITING:
+            raise ValueError(f"the guest is {self._state}")
+        self._guest = _go_on(self._fds[0], self._fds[1], self._host_name)
+        self._state = PAUSED
+        return {}
+
     def _suspend(self, _: Answer) -> Answer:
         if self._state != SUSPENDED:
-            self._before_suspend, self._state = self._state, SUSPENDED
+            before = self._state
+            self._change({RUNNING, PAUSED}, SUSPENDED)
+            self._before_suspend = before
         return {}
 
     def _log(self, request: Answer) -> Answer:
@@ -141,8 +165,8 @@ class GuestProcess:
         self._change({RUNNING, PAUSED}, self._state)
         vcpus = int(self._ticker.state["vcpus"])
         options = layout.read_options(self._ticker.ram)
-        self._ticker = _boot(self._fds[0], self._fds[1], vcpus, options, self._ticker.host_name)
-        self._ticker.dirty[:] = 1
+        self._guest = _boot(self._fds[0], self._fds[1], vcpus, options, self._host_name)
+        self._guest.dirty[:] = 1
         return {}
 
     def _end(self, _: Answer) -> Answer:
@@ -184,7 +208,7 @@ def main(argv: Sequence[str]) -> None:
     for name in ("listener", "ram", "dirty", "kept"):
         parser.add_argument(f"--{name}", type=int, required=True, help="file descriptor")
     parser.add_argument("--host-name", required=True)
-    parser.add_argument("--new", action="store_true", help="lay out a new guest in the memory")
+    parser.add_argument("--waiting", action="store_true", help="the memory is still to arrive")
     parser.add_argument("--vcpus", type=int, default=1)
     parser.add_argument("--extra", default="")
     arguments = parser.parse_args(argv)
@@ -194,13 +218,12 @@ def main(argv: Sequence[str]) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     fds = (arguments.ram, arguments.dirty, arguments.kept)
-    if arguments.new:
+    ticker = None
+    if not arguments.waiting:
         options = layout.TickerOptions.parse(arguments.extra)
         ticker = _boot(fds[0], fds[1], arguments.vcpus, options, arguments.host_name)
-    else:
-        ticker = _go_on(fds[0], fds[1], arguments.host_name)
     with socket.socket(fileno=arguments.listener) as listener:
-        GuestProcess(listener, fds, ticker).run()
+        GuestProcess(listener, fds, ticker, arguments.host_name).run()
 
 
 if __name__ == "__main__":
