@@ -134,10 +134,11 @@ class StreamError(XendError):
 class StreamTruncated(StreamError):
     """The stream ended after `got` of the `wanted` bytes that were due at `offset`."""
 
-    def __init__(self, *, offset: int, wanted: int, got: int, format: str = "") -> None:
-        super().__init__(
-            f"the stream ends after {got} of {wanted} bytes", offset=offset, format=format
-        )
+    def __init__(
+        self, *, offset: int, wanted: int, got: int, format: str = "", reason: str = ""
+    ) -> None:
+        text = reason or f"the stream ends after {got} of {wanted} bytes"
+        super().__init__(text, offset=offset, format=format)
         self.wanted = wanted
         self.got = got
 

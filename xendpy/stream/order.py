@@ -1,0 +1,118 @@
+"""Which record may follow which, per format and guest type.
+
+Decoding, a breach is the peer's fault (`RecordOrderError`); encoding, it is ours
+(`AssertionError`). The tables hold what a codec lets through, not what a sender usually does:
+Xen's own receivers take body chunks in any order before the end marker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from xendpy.errors import RecordOrderError
+from xendpy.guest.domain import GuestType
+from xendpy.stream.records import (
+    EmulatorContext,
+    End,
+    HvmContext,
+    HvmParams,
+    LastCheckpoint,
+    OnlineVcpus,
+    P2mFrames,
+    Pages,
+    PvInfo,
+    Record,
+    SharedInfo,
+    StreamStart,
+    Toolstack,
+    TscInfo,
+    UnmappedPfns,
+    VcpuContext,
+    Verify,
+)
+
+RecordType: TypeAlias = type[Record]
+Table: TypeAlias = Mapping[str, Mapping[RecordType, str]]
+
+START = "the start"
+MEMORY = "memory"
+
+# xc_domain_save.c / xc_domain_restore.c, Xen 3.0.3 - 4.5
+LEGACY: Mapping[GuestType, Table] = {
+    GuestType.PV: {
+        START: {StreamStart: "the header"},
+        "the header": {PvInfo: "the extended info"},
+        "the extended info": {P2mFrames: MEMORY},
+        MEMORY: {
+            Pages: MEMORY,
+            Verify: MEMORY,
+            TscInfo: MEMORY,
+            OnlineVcpus: MEMORY,
+            LastCheckpoint: MEMORY,
+            UnmappedPfns: "the unmapped pfns",
+            VcpuContext: "the vcpu contexts",
+        },
+        "the unmapped pfns": {VcpuContext: "the vcpu contexts"},
+        "the vcpu contexts": {
+            VcpuContext: "the vcpu contexts",
+            SharedInfo: "the shared info",
+        },
+        "the shared info": {End: "the end"},
+        "the end": {},
+    },
+    GuestType.HVM: {
+        START: {StreamStart: MEMORY},
+        MEMORY: {
+            Pages: MEMORY,
+            Verify: MEMORY,
+            TscInfo: MEMORY,
+            OnlineVcpus: MEMORY,
+            HvmParams: MEMORY,
+            Toolstack: MEMORY,
+            LastCheckpoint: MEMORY,
+            HvmContext: "the HVM context",
+        },
+        "the HVM context": {EmulatorContext: "the device model"},
+        "the device model": {End: "the end"},
+        "the end": {},
+    },
+}
+LEGACY_ONCE: frozenset[RecordType] = frozenset({Verify, OnlineVcpus, Toolstack, LastCheckpoint})
+
+
+class RecordOrder:
+    """Where a stream is, by the records that have gone through."""
+
+    def __init__(self, table: Table, once: frozenset[RecordType] = frozenset()) -> None:
+        self._table = table
+        self._once = once
+        self._seen: set[RecordType] = set()
+        self.state = START
+
+    def decoding(self, kind: RecordType, offset: int | None = None) -> None:
+        """Go on to a record of `kind` that the wire has at `offset`.
+
+        Raises:
+            RecordOrderError: it must not come here, or not again.
+        """
+        if not self._advance(kind):
+            names = [allowed.__name__ for allowed in self._allowed()]
+            raise RecordOrderError(kind.__name__, state=self.state, allowed=names, offset=offset)
+
+    def encoding(self, kind: RecordType) -> None:
+        """Go on to a record of `kind` that is about to be written."""
+        state = self.state
+        if not self._advance(kind):
+            raise AssertionError(f"{kind.__name__} must not be encoded after {state}")
+
+    def _advance(self, kind: RecordType) -> bool:
+        if kind not in self._allowed():
+            return False
+        self._seen.add(kind)
+        self.state = self._table[self.state][kind]
+        return True
+
+    def _allowed(self) -> list[RecordType]:
+        spent = self._once & self._seen
+        return [kind for kind in self._table[self.state] if kind not in spent]
