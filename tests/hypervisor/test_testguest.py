@@ -1,9 +1,8 @@
-"""Test guests: their memory, what they do in it, and their processes, which are real here."""
+"""Test guests as processes, which are real here."""
 
 import os
 import select
 import signal
-import struct
 import subprocess
 import sys
 import threading
@@ -13,33 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.peers.ticker import config
 from xendpy.errors import DomainStateError, HypervisorError
-from xendpy.guest.domain import DomainConfig, DomainState
+from xendpy.guest.domain import DomainState
 from xendpy.guest.memory import GuestMemory
-from xendpy.guest.pages import PAGE_SIZE, PageType
+from xendpy.guest.pages import PAGE_SIZE
 from xendpy.hypervisor import testguest_layout as layout
-from xendpy.hypervisor import testguest_records as guest_records
 from xendpy.hypervisor.testguest import TestGuestRunner, is_test_guest
-from xendpy.hypervisor.testguest_ticker import Ticker
-from xendpy.stream.records import (
-    End,
-    P2mFrames,
-    PvInfo,
-    SharedInfo,
-    StreamStart,
-    VcpuContext,
-    VcpuContextKind,
-)
-
-UUID = "6f3e2a1c-94d1-0c5b-2d57-3b1f0a6c9e10"
-
-
-def config(extra="", *, memory=2, vcpus=1, kernel="xendpy:ticker", image="linux"):
-    text = (
-        f"(domain (name testvm1) (uuid {UUID}) (memory {memory}) (vcpus {vcpus})"
-        f" (image ({image} (kernel {kernel}) (args '{extra}'))))"
-    )
-    return DomainConfig.parse(text.encode())
 
 
 def until(condition, *, deadline_s=30.0):
@@ -58,228 +37,6 @@ def runner(tmp_path):
     yield runner
     for guest in runner.adopt():
         guest.destroy()
-
-
-# Options
-
-
-@pytest.mark.parametrize(
-    ("extra", "expected"),
-    [
-        ("", layout.TickerOptions()),
-        ("root=/dev/xvda1 ro console=hvc0", layout.TickerOptions()),
-        ("tick=0.1", layout.TickerOptions(tick_s=0.1)),
-        ("dirty=200MB/s wss=256MB", layout.TickerOptions(dirty_rate=2e8, wss=256_000_000)),
-        ("dirty=1.5MiB/s", layout.TickerOptions(dirty_rate=1.5 * 2**20)),
-        ("wss=4096", layout.TickerOptions(wss=4096)),
-        ("fill=random", layout.TickerOptions(fill=True)),
-    ],
-)
-def test_extra_is_read(extra, expected):
-    assert layout.TickerOptions.parse(extra) == expected
-
-
-@pytest.mark.parametrize("extra", ["tick=0", "tick=x", "dirty=fast", "wss=1XB", "fill=zero"])
-def test_impossible_extra_is_refused(extra):
-    with pytest.raises(ValueError):
-        layout.TickerOptions.parse(extra)
-
-
-# Memory
-
-
-class Box:
-    """A guest without a process: its memory, its map, its loop."""
-
-    def __init__(self, extra="", *, nr_pages=1024, vcpus=1):
-        self.ram = np.zeros((nr_pages, PAGE_SIZE), np.uint8)
-        self.dirty = np.zeros(nr_pages, np.uint8)
-        layout.build(self.ram, vcpus=vcpus, options=layout.TickerOptions.parse(extra))
-        self.ticker = self.again("et-virt08")
-
-    def again(self, host_name):
-        return Ticker(self.ram, self.dirty, host_name=host_name)
-
-
-@pytest.mark.parametrize("nr_pages", [256, 1024, 100_000, 1 << 18])
-def test_areas_follow_each_other_within_memory(nr_pages):
-    place = layout.Layout(nr_pages)
-    borders = [layout.P2M_PFN, place.log_first, place.sequence_first, place.heap_first, nr_pages]
-    assert borders == sorted(set(borders))
-    assert place.p2m_pages * 512 >= nr_pages
-    assert (place.heap_first - place.sequence_first) * 1024 >= place.heap_pages
-
-
-def test_memory_holds_what_a_restorer_of_xen_looks_for():
-    box = Box()
-    types = layout.Layout(1024).types()
-    start_info = box.ram[layout.START_INFO_PFN].tobytes()
-    assert start_info[:15] == b"xen-3.0-x86_64\0"
-    assert struct.unpack_from("<Q", start_info, 32) == (1024,)
-    store_mfn, console_mfn = struct.unpack_from("<Q8xQ", start_info, 56)
-    assert types[[store_mfn, console_mfn]].tolist() == [PageType.NOTAB, PageType.NOTAB]
-    p2m = box.ram[10:12].tobytes()
-    assert struct.unpack("<1024Q", p2m) == tuple(range(1024))
-    # L4 -> L3 -> L2 -> L1, each entry present and a pfn of the next lower type.
-    pfn = layout.L4_PFN
-    assert types[pfn] == PageType.L4TAB_PIN
-    for lower in (PageType.L3TAB, PageType.L2TAB, PageType.L1TAB, PageType.NOTAB):
-        (entry,) = struct.unpack_from("<Q", box.ram[pfn].tobytes())
-        assert entry & 1
-        pfn = entry >> 12
-        assert types[pfn] == lower
-    assert np.count_nonzero(types) == 4
-
-
-def test_guest_dirties_at_its_rate_and_marks_what_it_changed():
-    box = Box("dirty=40960000/s wss=400KB", nr_pages=1024)  # 10 000 pages a second
-    before = box.ram.copy()
-    for _ in range(100):
-        box.ticker.advance(0.002)
-    assert 1900 <= int(box.ticker.state["writes"]) <= 2000
-    changed = (box.ram != before).any(axis=1)
-    assert np.array_equal(changed, box.dirty.astype(bool))
-    wss = 400_000 // 4096
-    heap = layout.Layout(1024).heap_first
-    assert changed[heap : heap + wss].all()
-    assert not changed[heap + wss :].any()
-    assert box.ticker.check() == []
-
-
-def test_guest_kept_from_running_catches_up_with_little():
-    box = Box("dirty=40960000/s")
-    for _ in range(200):
-        box.ticker.advance(0.0)
-    box.ticker.advance(3600.0)
-    while box.ticker.advance(0.0) == 0.0:
-        pass
-    assert int(box.ticker.state["writes"]) <= 0.06 * 10_000 + 128
-
-
-def test_contents_change_with_every_write():
-    box = Box("dirty=4096000/s wss=4KB")
-    heap = layout.Layout(1024).heap_first
-    seen = set()
-    for _ in range(50):
-        box.ticker.advance(0.005)
-        seen.add(box.ram[heap].tobytes())
-    assert len(seen) >= 40
-
-
-@pytest.mark.parametrize(
-    ("damage", "told"),
-    [
-        (lambda box, heap: box.ram[heap].fill(0), "carries sequence 0, expected"),
-        (lambda box, heap: box.ram[heap + 3, 4000:].fill(0), "carries sequence"),
-        (lambda box, heap: box.ram[heap].__setitem__(slice(None), box.ram[heap + 1]), "carries"),
-        (lambda box, heap: box.ram[10].fill(0), "the p2m has changed"),
-        (lambda box, heap: box.ram[layout.L4_PFN].fill(0), "page 0x6, which never changes"),
-        (lambda box, heap: box.ram[heap - 1].fill(0), "sequences add to"),
-    ],
-)
-def test_check_finds_lost_and_torn_pages(damage, told):
-    box = Box("dirty=40960000/s fill=random", nr_pages=2048)
-    box.ticker.fill()
-    for _ in range(20):
-        box.ticker.advance(0.01)
-    assert box.ticker.check() == []
-    damage(box, layout.Layout(2048).heap_first)
-    assert told in "\n".join(box.ticker.check())
-
-
-def test_state_page_of_another_moment_shows():
-    box = Box("dirty=40960000/s")
-    box.ticker.advance(0.05)
-    stale = box.ram[layout.STATE_PFN].copy()
-    box.ticker.advance(0.05)
-    box.ram[layout.STATE_PFN] = stale
-    assert any("writes counted" in fault for fault in box.ticker.check())
-
-
-def test_log_goes_on_where_it_was_under_another_host():
-    box = Box("tick=1")
-    for _ in range(8):
-        box.ticker.advance(0.5)
-    there = box.again("et-virt07")
-    for _ in range(4):
-        there.advance(0.5)
-    lines = layout.read_log(box.ram)[0].decode().splitlines()
-    assert [line.split()[0] for line in lines] == ["et-virt08"] * 4 + ["et-virt07"] * 2
-    assert [line.split()[-1] for line in lines] == [f"#{tick}" for tick in range(1, 7)]
-    assert int(box.ticker.state["incarnation"]) == 2
-
-
-def test_log_ring_keeps_whole_lines():
-    box = Box(nr_pages=256)  # 64 KiB of log
-    for number in range(3000):
-        box.ticker.log(f"line {number} " + "x" * (number % 50))
-    text, end = layout.read_log(box.ram)
-    numbers = [int(line.split()[1]) for line in text.decode().splitlines()]
-    assert numbers == list(range(numbers[0], 3000))
-    assert len(text) > 16 * PAGE_SIZE - 3 * 1024 - PAGE_SIZE
-    box.ticker.log("more")
-    assert layout.read_log(box.ram, end)[0] == b"more\n"
-
-
-# Records
-
-
-def test_records_are_those_of_a_64_bit_guest():
-    box = Box("tick=1", vcpus=2)
-    box.ticker.advance(1.0)
-    start, info, frames = guest_records.opening(box.ram)
-    assert isinstance(start, StreamStart) and start.p2m_size == 1024
-    assert isinstance(info, PvInfo) and len(info.context) == 5168
-    assert isinstance(frames, P2mFrames) and frames.frames.tolist() == [10, 11]
-    assert (frames.first_pfn, frames.last_pfn) == (0, 1023)
-    tail = list(guest_records.closing(box.ram))
-    contexts = [record.blob for record in tail if isinstance(record, VcpuContext)]
-    assert [len(blob) for blob in contexts] == [5168, 128, 5168, 128]
-    first = contexts[0]
-    assert struct.unpack_from("<Q", first, 616) == (layout.START_INFO_PFN,)  # rdx
-    assert struct.unpack_from("<Q", first, 608) == (1,)  # rcx: ticks
-    assert struct.unpack_from("<Q", first, 4832) == (layout.GDT_PFN,)
-    assert struct.unpack_from("<Q", first, 4960) == (512,)
-    assert struct.unpack_from("<Q", first, 4992) == (0,)  # cr1: no user page table
-    assert struct.unpack_from("<Q", first, 5008) == (layout.L4_PFN << 12,)
-    (page,) = (record.page for record in tail if isinstance(record, SharedInfo))
-    assert len(page) == 4096
-    assert struct.unpack_from("<QQ", page, 3088) == (1023, 0)  # max_pfn, frame list list
-    assert page[2560:3072] == b"\xff" * 512
-    assert isinstance(tail[-1], End)
-
-
-def replaced(records, offset, value):
-    """Return the records with 8 bytes of vcpu 0's context changed."""
-    out = []
-    for record in records:
-        if isinstance(record, VcpuContext) and record.kind is VcpuContextKind.BASIC:
-            blob = bytearray(record.blob)
-            struct.pack_into("<Q", blob, offset, value)
-            record = VcpuContext(record.vcpu_id, record.kind, bytes(blob))
-        out.append(record)
-    return out
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda records: replaced(records, 616, 99), "rdx is 0x63"),
-        (lambda records: replaced(records, 608, 7), "rcx is 0x7"),
-        (lambda records: replaced(records, 5008, 0), "cr3 is 0x0"),
-        (lambda records: [r for r in records if not isinstance(r, VcpuContext)], "vcpus \\[\\]"),
-        (lambda records: [r for r in records if not isinstance(r, SharedInfo)], "no shared info"),
-    ],
-)
-def test_records_of_another_guest_or_moment_are_refused(change, told):
-    box = Box()
-    records = list(guest_records.closing(box.ram))
-    guest_records.require_records(box.ram, records)
-    with pytest.raises(ValueError, match=told):
-        guest_records.require_records(box.ram, change(records))
-
-
-# Processes
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ class GuestLink:
     @property
     def alive(self) -> bool:
         """Whether the process is there."""
-        return self._pidfd >= 0 and not self._wait(0)
+        pidfd = self._pidfd
+        return pidfd >= 0 and not _ended(pidfd, 0)
 
     def command(self, do: str, **arguments: str) -> dict[str, Any]:
         """Have the process do something, and return its answer.
@@ -105,10 +106,10 @@ class GuestLink:
         if self.alive:
             with contextlib.suppress(HypervisorError):
                 self.command("end")
-            if not self._wait(END_S):
+            if not _ended(self._pidfd, END_S):
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-                self._wait(END_S)
+                _ended(self._pidfd, END_S)
         self.close()
         forget(self.path)
 
@@ -120,12 +121,6 @@ class GuestLink:
             setattr(self, name, -1)
             if fd >= 0:
                 os.close(fd)
-
-    def _wait(self, timeout_s: float) -> bool:
-        """Return whether the process has ended, at most `timeout_s` from here."""
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(timeout_s * 1000))
 
 
 def sealed(blob: bytes) -> int:
@@ -243,3 +238,10 @@ def _address(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{fd}/{path.name}"
     finally:
         os.close(fd)
+
+
+def _ended(pidfd: int, timeout_s: float) -> bool:
+    """Return whether a process has ended, at most `timeout_s` from here."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))

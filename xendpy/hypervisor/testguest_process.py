@@ -8,7 +8,6 @@ listens on a unix socket (SOCK_SEQPACKET) that outlives the daemon. A message is
     start      go on from the memory, which has arrived (only with --waiting)
     keep       the message carries a file descriptor, which replaces the blob
     pause, unpause, suspend, resume
-    log        append "text" to the guest's log
     check      the answer's "faults" lists what is wrong with the memory
     reboot     begin anew in zeroed memory
     end        go
@@ -68,7 +67,6 @@ class GuestProcess:
             "unpause": lambda _: self._change({RUNNING, PAUSED}, RUNNING),
             "suspend": self._suspend,
             "resume": lambda _: self._change({SUSPENDED}, self._before_suspend),
-            "log": self._log,
             "check": lambda _: {"faults": self._ticker.check()},
             "reboot": self._reboot,
             "end": self._end,
@@ -147,12 +145,6 @@ class GuestProcess:
             before = self._state
             self._change({RUNNING, PAUSED}, SUSPENDED)
             self._before_suspend = before
-        return {}
-
-    def _log(self, request: Answer) -> Answer:
-        if self._state == SUSPENDED:
-            raise ValueError("the guest is suspended")
-        self._ticker.log(str(request["text"]))
         return {}
 
     def _keep(self, _: Answer) -> Answer:
