@@ -41,6 +41,8 @@ TABLE = [
     ("(a !b)", [["a", "!b"]]),
     ("(a @x)", [["a", "@x"]]),
     ("(a b;c)", [["a", "b", ";c"]]),
+    ("receive\nLinuxGuestRecord\0\0\1\0 ", ["receive", "LinuxGuestRecord\0\0\1\0"]),
+    ("(a b\xc3\xa9\x04)", [["a", "b\xc3\xa9\x04"]]),
     ("(a {b})", [["a", "{b", "}"]]),
     ("(a [b])", [["a", "[b", "]"]]),
     ("(a <b>)", [["a", "<b", ">"]]),
@@ -128,6 +130,9 @@ SHOWN = [
     (True, "True"),
     (5, "5"),
     (1250000000.12, "1250000000.12"),
+    (1795416754.171234, "1795416754.17"),
+    (3.0, "3.0"),
+    (1e16, "1e+16"),
     (["ok"], "(ok)"),
     ([], "()"),
     (["ready", "receive"], "(ready receive)"),
@@ -150,31 +155,30 @@ def test_what_is_printed_reads_back(values: list[sxp.SxpValue]) -> None:
     assert sxp.parse(text) == values
 
 
-@given(st.lists(VALUES, min_size=1, max_size=6), st.integers(1, 7))
-def test_the_incremental_parser_reads_the_same(values: list[sxp.SxpValue], size: int) -> None:
-    data = b"".join(sxp.encode(value) + b"\n" for value in values)
-    parser, read = sxp.IncrementalParser(), []
-    for start in range(0, len(data), size):
-        parser.feed(data[start : start + size])
-        while (value := parser.next()) is not None:
-            read.append(value)
-    assert read == values
+@given(st.binary(max_size=60) | st.text("()'\"\\#x0 \n\x04", max_size=60).map(str.encode))
+def test_any_bytes_are_values_or_a_sxp_error(data: bytes) -> None:
+    try:
+        values = sxp.parse(data.decode("latin-1"))
+    except SxpError as error:
+        assert 1 <= error.line <= data.count(b"\n") + 1 and error.column >= 1
+    else:
+        assert sxp.parse(" ".join(sxp.show(value) for value in values)) == values
 
 
-def test_the_incremental_parser_takes_no_byte_beyond_a_value() -> None:
-    parser = sxp.IncrementalParser()
-    parser.feed(b"receive")
-    assert parser.next() is None
-    parser.feed(b"\nLinuxGuestRecord\0\0")
-    assert parser.next() == "receive"
-    assert parser.unread == b"\nLinuxGuestRecord\0\0"
+def test_no_depth_limit_reaches_the_end_of_the_stack() -> None:
+    with pytest.raises(SxpError, match="deeper than 200"):
+        sxp.parse("(" * 5000, max_depth=10000)
+    assert sxp.show(sxp.parse("(" * 200 + ")" * 200, max_depth=200)[0]) == "(" * 200 + ")" * 200
 
 
-def test_the_incremental_parser_is_bounded() -> None:
-    parser = sxp.IncrementalParser(max_bytes=100)
-    parser.feed(b"x" * 101)
-    with pytest.raises(SxpError, match="longer than 100"):
-        parser.next()
+def test_oddities_are_not_collected_without_end() -> None:
+    _, oddities = sxp.parse_forms("'" + r"\q" * 5000 + "'")
+    assert len(oddities) == 100
+
+
+def test_forms_know_their_places() -> None:
+    forms, _ = sxp.parse_forms("a (b\n c)\n\n  'd\n' e\n")
+    assert [(form.line, form.column) for form in forms] == [(1, 1), (1, 3), (4, 3), (5, 3)]
 
 
 def test_pretty_breaks_what_does_not_fit() -> None:

@@ -1,7 +1,8 @@
 """xend's s-expression dialect: parse, print, look up.
 
 Source: sxp.py of Xen 3.0.3 - 4.4. Everything is a string or a list; `'...'` and `"..."` delimit
-strings, `#` starts a comment anywhere outside one, a byte 0x04 between tokens ends the input.
+strings, `#` starts a comment anywhere outside one, a byte 0x04 between tokens ends the input. An
+atom begins with printable ASCII and goes on, whatever the byte, up to a blank, `#` or a bracket.
 Text stands for bytes, one character each (latin-1), so that every byte survives a round trip.
 
 Where xend's parser had a bug, what was meant is parsed and a warning given: `\\x4a` (xend took a-f
@@ -11,6 +12,7 @@ for 0-5), and a backslash before a character it does not know (xend dropped that
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
@@ -24,9 +26,12 @@ SxpList: TypeAlias = "list[SxpValue]"
 
 MAX_DEPTH = 64
 MAX_BYTES = 1 << 20
+DEEPEST = 200  # no depth limit goes above: a level costs two frames of Python's stack
+MAX_ODDITIES = 100  # more of them are not remembered: the text may be a peer's
 
-_BLANKS = " \t\n\v\f\r"
-_ATOM_END = re.compile(r"[ \t\n\v\f\r#{}()<>\[\];]|[^\x20-\x7e]")
+BLANKS = " \t\n\v\f\r"
+QUOTES = "'\""
+ATOM_END = re.compile(r"[ \t\n\v\f\r#{}()<>\[\];]")
 _SPECIAL = {"'": re.compile(r"['\\]"), '"': re.compile(r'["\\]')}
 _SIMPLE_ESCAPES = {
     "a": "\a", "b": "\b", "t": "\t", "n": "\n", "v": "\v", "f": "\f", "r": "\r",
@@ -63,7 +68,8 @@ class Parser(sexpdata.Parser):  # type: ignore[misc]  # sexpdata has no types
         super().__init__(text, line_comment="#")
         self.text = text
         self.oddities: list[Oddity] = []
-        self._max_depth = max_depth
+        self._newlines: list[int] | None = None
+        self._max_depth = min(max_depth, DEEPEST)
         self._depth = 0
 
     def forms(self) -> Iterator[Form]:
@@ -74,19 +80,22 @@ class Parser(sexpdata.Parser):  # type: ignore[misc]  # sexpdata has no types
         """
         i = self._skip(0)
         while i < len(self.text) and self.text[i] != END_OF_INPUT:
-            line, column = self.place(i)
+            start = i
             try:
                 i, value = self.parse_value(i)
             except _CutShort:
                 # xend drops an unfinished last form silently if the file ends within an atom.
-                self.oddities.append(Oddity(line, column, "the last form is not closed: ignored"))
+                self._odd(start, "the last form is not closed: ignored")
                 return
-            yield Form(value, line, column)
+            yield Form(value, *self.place(start))
             i = self._skip(i)
 
     def place(self, i: int) -> tuple[int, int]:
         """Return line and column of the character at `i`."""
-        return self.text.count("\n", 0, i) + 1, i - self.text.rfind("\n", 0, i)
+        if self._newlines is None:
+            self._newlines = [match.start() for match in re.finditer("\n", self.text)]
+        before = bisect_left(self._newlines, i)
+        return before + 1, i - (self._newlines[before - 1] if before else -1)
 
     def parse_value(self, i: int) -> tuple[int, SxpValue]:
         """Return the value that begins at `i`, and the index behind it."""
@@ -94,7 +103,7 @@ class Parser(sexpdata.Parser):  # type: ignore[misc]  # sexpdata has no types
         if char == "(":
             end, values = self.parse_sexp(i + 1)
             return end, values
-        if char in _SPECIAL:
+        if char in QUOTES:
             return self.parse_str(i)
         if char == ")":
             self._fail("syntax error: )", i)
@@ -120,7 +129,7 @@ class Parser(sexpdata.Parser):  # type: ignore[misc]  # sexpdata has no types
 
     def parse_atom(self, i: int) -> tuple[int, str]:
         """Return the atom that begins at `i`: always a string, whatever it looks like."""
-        match = _ATOM_END.search(self.text, i + 1)
+        match = ATOM_END.search(self.text, i + 1)
         if match is None and self._depth:
             raise _CutShort
         end = match.start() if match else len(self.text)
@@ -153,9 +162,9 @@ class Parser(sexpdata.Parser):  # type: ignore[misc]  # sexpdata has no types
             if match is None:
                 self._fail("invalid hex escape: expected two hex digits", i)
             if not match.group().isdigit():
-                self._odd(i, f"\\x{match.group()}: xend reads other bytes for a-f")
+                self._odd(i - 1, f"\\x{match.group()}: xend reads other bytes for a-f")
             return match.end(), chr(int(match.group(), 16))
-        self._odd(i, f"\\{char} is no escape: xend drops the '{char}'; write \\\\{char}")
+        self._odd(i - 1, f"\\{char} is no escape: xend drops the '{char}'; write \\\\{char}")
         return i + 1, "\\" + char
 
     def _skip(self, i: int) -> int:
@@ -163,14 +172,15 @@ class Parser(sexpdata.Parser):  # type: ignore[misc]  # sexpdata has no types
             if self.text[i] == "#":
                 end = self.text.find("\n", i)
                 i = len(self.text) if end < 0 else end
-            elif self.text[i] in _BLANKS:
+            elif self.text[i] in BLANKS:
                 i += 1
             else:
                 break
         return i
 
     def _odd(self, i: int, text: str) -> None:
-        self.oddities.append(Oddity(*self.place(i - 1), text))
+        if len(self.oddities) < MAX_ODDITIES:
+            self.oddities.append(Oddity(*self.place(i), text))
 
     def _fail(self, reason: str, i: int) -> NoReturn:
         line, column = self.place(i)
@@ -219,114 +229,6 @@ def parse_one(
     raise SxpError("expected a list, found nothing")
 
 
-class IncrementalParser:
-    """Values from a byte stream, as they become complete; never takes a byte beyond one.
-
-    An atom is complete with the byte that ends it (which stays unread), as in xend. After an
-    error everything fed so far is dropped and parsing can go on.
-    """
-
-    def __init__(self, *, max_depth: int = MAX_DEPTH, max_bytes: int = 1 << 16) -> None:
-        self._pending = bytearray()
-        self._scanned = 0  # bytes of the pending value that are known not to end it
-        self._depth = 0
-        self._inside = ""  # "", "atom", "comment", "escape'" ..., or the quote of a string
-        self._max_depth = max_depth
-        self._max_bytes = max_bytes
-        self.ended = False  # a 0x04 came
-
-    def feed(self, data: bytes) -> None:
-        """Take bytes in."""
-        self._pending += data
-
-    @property
-    def unread(self) -> bytes:
-        """The bytes behind the last value returned."""
-        return bytes(self._pending)
-
-    def next(self) -> SxpValue:
-        """Return the next complete value, None while there is none.
-
-        Raises:
-            SxpError: a byte that cannot be there, or a value over the limits.
-        """
-        while not self.ended and self._scanned < len(self._pending):
-            end = self._scan(chr(self._pending[self._scanned]))
-            if end is None:
-                if not self._depth and self._inside in ("", "comment"):
-                    del self._pending[: self._scanned]  # between values: nothing to remember
-                    self._scanned = 0
-                if self._scanned > self._max_bytes:
-                    self._drop(f"value longer than {self._max_bytes} bytes")
-                continue
-            text = self._pending[:end].decode("latin-1")
-            del self._pending[:end]
-            self._scanned = 0
-            forms = list(Parser(text + "\n", max_depth=self._max_depth).forms())
-            if forms:
-                return forms[0].value
-        return None
-
-    def _scan(self, char: str) -> int | None:
-        """Look at the next byte; return the length of the value if it completes one."""
-        here = self._scanned
-        self._scanned += 1
-        match self._inside:
-            case "atom" if _ATOM_END.match(char):
-                self._inside = ""
-                if not self._depth:
-                    return here
-                self._scanned = here  # looked at again, as what it is outside an atom
-                return None
-            case "atom":
-                return None
-            case "comment":
-                self._inside = "" if char == "\n" else "comment"
-                return None
-            case "'" | '"' as quote:
-                if char == "\\":
-                    self._inside = "escape" + quote
-                elif char == quote:
-                    self._inside = ""
-                    return None if self._depth else here + 1
-                return None
-            case "":
-                return self._outside(char, here)
-            case escape:
-                self._inside = escape[-1]
-                return None
-
-    def _outside(self, char: str, here: int) -> int | None:
-        if char in _BLANKS:
-            pass
-        elif char == "#":
-            self._inside = "comment"
-        elif char in _SPECIAL:
-            self._inside = char
-        elif char == "(":
-            self._depth += 1
-            if self._depth > self._max_depth:
-                self._drop(f"lists nested deeper than {self._max_depth}")
-        elif char == ")" and self._depth:
-            self._depth -= 1
-            return None if self._depth else here + 1
-        elif char == ")":
-            self._drop("syntax error: )")
-        elif char == END_OF_INPUT:
-            self.ended = True
-        elif not " " < char <= "~":
-            self._drop(f"invalid character: code {ord(char)}")
-        else:
-            self._inside = "atom"
-        return None
-
-    def _drop(self, reason: str) -> NoReturn:
-        # xend gives up the whole chunk that a bad byte came in.
-        self._pending.clear()
-        self._scanned, self._depth, self._inside = 0, 0, ""
-        raise SxpError(reason)
-
-
 def show(value: Any) -> str:
     """Print a value by xend's rule (sxp.py show of 4.1 and later).
 
@@ -335,7 +237,9 @@ def show(value: Any) -> str:
     match value:
         case list() | tuple():
             return "(" + " ".join(show(item) for item in value) + ")"
-        case bool() | int() | float():
+        case float():
+            return _float(value)
+        case bool() | int():
             return str(value)
         case None:
             return "'None'"
@@ -345,6 +249,11 @@ def show(value: Any) -> str:
             return quoted(value)
         case _:
             raise TypeError(f"{type(value).__name__} has no place in a s-expression")
+
+
+def _float(value: float) -> str:
+    text = f"{value:.12g}"  # what str() made of a float in Python 2
+    return text if any(char in text for char in ".en") else text + ".0"
 
 
 _PLAIN_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}

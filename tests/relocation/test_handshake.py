@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xendpy.errors import HandshakeError
 from xendpy.relocation.handshake import (
@@ -87,6 +89,9 @@ def test_quit_closes_without_a_byte(request_: bytes) -> None:
         (b"receive\nLinuxGuestRecord\0\0\1\0", b"LinuxGuestRecord\0\0\1\0"),
         (b"(receive)LinuxGuestRecord", b"LinuxGuestRecord"),
         (b"receive\n\n", b"\n"),
+        (b"receive # go\nLinux", b"Linux"),
+        (b"(receive) \r\nLinux", b"Linux"),
+        (b"receive \0\0", b" \0\0"),
     ],
 )
 def test_receive_keeps_the_payload_behind_it(data: bytes, leftover: bytes) -> None:
@@ -99,9 +104,30 @@ def test_an_operation_that_is_not_offered_is_unknown() -> None:
 
 
 def test_a_request_without_end_is_refused() -> None:
+    reply, close = Handshake().feed(b"x" * 40000)
+    assert isinstance(reply, Reply) and b"longer than" in reply.data
+    assert close == Close()
+
+
+def test_a_request_without_bottom_is_refused() -> None:
+    reply, close = Handshake().feed(b"(" * 17)
+    assert isinstance(reply, Reply) and b"nested deeper than 16" in reply.data
+    assert close == Close()
+
+
+@given(st.lists(st.binary(max_size=30) | st.sampled_from([b"receive\n", b"(", b"'"]), max_size=8))
+def test_whatever_a_peer_sends_is_answered_in_whole_lines(pieces: list[bytes]) -> None:
     handshake = Handshake()
-    actions = handshake.feed(b"x" * 40000)
-    assert isinstance(actions[0], Reply) and b"longer than" in actions[0].data
+    for piece in pieces:
+        actions = handshake.feed(piece)
+        assert all(a.data.endswith(b")\n") for a in actions if isinstance(a, Reply))
+        if actions and not isinstance(actions[-1], Reply):
+            return
+
+
+@given(st.binary(max_size=60))
+def test_every_byte_behind_the_line_is_payload(payload: bytes) -> None:
+    assert Handshake().feed(b"receive\n" + payload) == [Receive("receive", payload)]
 
 
 def test_an_endless_control_phase_is_closed() -> None:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from xendpy import sxp
 from xendpy.errors import HandshakeError, SxpError
+from xendpy.relocation.requests import IncrementalParser
 
 OK = b"(ok)\n"
 MAX_CONTROL = 1 << 16  # bytes of a whole control phase
@@ -23,7 +24,7 @@ MAX_TEXT = 900  # bytes of an error's text: xend >= 4.0 reads at most 1024 of th
 
 XEND_ERROR = "<class 'xen.xend.XendError.XendError'>"
 PARSE_ERROR = "<class 'xen.xend.sxp.ParseError'>"
-DEFAULT_OPERATIONS = ("help", "quit", "receive")
+_LINE_END = re.compile(rb"[ \t]*(#[^\n]*)?\r?\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,15 @@ Action: TypeAlias = Reply | Close | Receive
 
 
 class Handshake:
-    """One connection's control phase; `ops` are the operations that take it over."""
+    """One connection's control phase; `ops` are the operations that take it over.
+
+    A bad request is answered and the connection goes on; one over a limit is answered and the
+    connection closed.
+    """
 
     def __init__(self, ops: Sequence[str] = ("receive",)) -> None:
         self._ops = tuple(ops)
-        self._parser = sxp.IncrementalParser(max_depth=MAX_DEPTH, max_bytes=MAX_VALUE)
+        self._parser = IncrementalParser(max_depth=MAX_DEPTH, max_bytes=MAX_VALUE)
         self._taken = 0
 
     def feed(self, data: bytes) -> list[Action]:
@@ -98,10 +103,9 @@ class Handshake:
 
 
 def _behind_line(data: bytes) -> bytes:
-    """Return `data` without the end of line that belongs to the request before it."""
-    if data.startswith(b"\r\n"):
-        return data[2:]
-    return data[1:] if data.startswith(b"\n") else data
+    """Return `data` without the rest of the line that belongs to the request before it."""
+    match = _LINE_END.match(data)
+    return data[match.end() :] if match else data
 
 
 def ready(op: str) -> bytes:
