@@ -2,7 +2,8 @@
 
 `Recorder` is given to a Durable. `leave(operations, root, target)` builds below `target` what was
 below `root` after these operations, either all of them (the process was killed) or only what a
-sync had brought to disk (the power was cut).
+sync had brought to disk (the power was cut). A rename is one step on disk too, as in every
+journalling file system: syncing either directory brings both ends of it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,18 @@ class File:
 class Directory:
     now: dict[str, File | Directory] = field(default_factory=dict)
     synced: dict[str, File | Directory] = field(default_factory=dict)
+    # Where entries moved to since the last sync of either directory.
+    left_for: list[tuple[str, Directory]] = field(default_factory=list)
+    came_from: list[tuple[str, Directory]] = field(default_factory=list)
+
+    def sync(self) -> None:
+        self.synced = dict(self.now)
+        for name, source in self.came_from:
+            source.synced.pop(name, None)
+        for name, target in self.left_for:
+            if name in target.now:
+                target.synced[name] = target.now[name]
+        self.came_from, self.left_for = [], []
 
 
 class Recorder:
@@ -49,7 +62,7 @@ def leave(operations: list[Operation], root: Path, target: Path, *, only_synced:
 def _take(top: Directory, root: Path, operation: Operation) -> None:
     if operation.path == root:
         if operation.kind is OperationKind.SYNC_DIR:
-            top.synced = dict(top.now)
+            top.sync()
         return
     if root not in operation.path.parents:
         return
@@ -68,12 +81,15 @@ def _take(top: Directory, root: Path, operation: Operation) -> None:
             assert operation.target is not None
             new_parent = _find(top, root, operation.target.parent)
             new_parent.now[operation.target.name] = parent.now.pop(name)
+            if new_parent is not parent:
+                new_parent.came_from.append((name, parent))
+                parent.left_for.append((operation.target.name, new_parent))
         case OperationKind.UNLINK | OperationKind.RMDIR:
             del parent.now[name]
         case OperationKind.SYNC_DIR:
             directory = parent.now[name]
             assert isinstance(directory, Directory)
-            directory.synced = dict(directory.now)
+            directory.sync()
 
 
 def _find(top: Directory, root: Path, path: Path) -> Directory:

@@ -1,0 +1,235 @@
+"""A guest on its way into the embedded store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import time
+from typing import BinaryIO
+
+import numpy as np
+
+from xendpy.errors import HypervisorError
+from xendpy.guest.domain import Domain
+from xendpy.guest.memory import GuestMemory
+from xendpy.guest.pages import PAGE_SIZE, PageBatch, Pfns
+from xendpy.guest.rounds import RoundCounter
+from xendpy.hypervisor import recordfile
+from xendpy.hypervisor.pagetypes import PageTypes
+from xendpy.hypervisor.storedir import (
+    MEMORY,
+    RECORDS,
+    REST,
+    TYPES,
+    ImageState,
+    StoredImage,
+    StoreDirectory,
+    translated,
+)
+from xendpy.stream.records import End, Ending, Pages, Record, StreamStart, UnmappedPfns, Verify
+
+NAMED_DIFFERENCES = 16  # pfns a report names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreReport:
+    """What has come so far. Pages are counted as often as they came, in `nr_batches` batches.
+
+    `differing_pages` of the `verified_pages` were not what had come before; `differing_pfns` are
+    the first of them.
+    """
+
+    nr_batches: int = 0
+    pages: int = 0
+    zero_pages: int = 0
+    rounds: int = 0
+    verified_pages: int = 0
+    differing_pages: int = 0
+    differing_pfns: tuple[int, ...] = ()
+
+
+class StoreRestore:
+    """Takes one guest in. `report` may be read from any thread; it is replaced, never changed."""
+
+    def __init__(
+        self,
+        directory: StoreDirectory,
+        image: StoredImage,
+        on_whole: Callable[[StoredImage], Domain],
+    ) -> None:
+        """Create the files of `image`; `on_whole` enters it among the guests at rest."""
+        self.report = RestoreReport()
+        self._directory = directory
+        self._durable = directory.durable
+        self._image = image
+        self._on_whole = on_whole
+        self._rounds = RoundCounter()
+        self._unmapped: list[Pfns] = []
+        self._scratch: memoryview | None = None
+        self._scratch_room = bytearray()
+        self._cancelled = False
+        self._settled = False
+        path = image.path
+        self._memory = GuestMemory(self._durable.create(path / MEMORY))
+        self._types = PageTypes.create(path / TYPES, self._durable)
+        self._records = self._durable.create(path / RECORDS)
+        self._durable.append(self._records, path / RECORDS, recordfile.MAGIC)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """The room the guest's memory has on disk. Any thread."""
+        return self._memory.allocated_pages * PAGE_SIZE
+
+    def populate(self, batch: PageBatch) -> Sequence[memoryview]:
+        """Allocate the frames of `batch` and return views of them, or of scratch memory."""
+        self._check()
+        pfns = batch.with_data()
+        if self._scratch is not None:
+            return self._scratch_views(pfns)
+        with translated("restore", self._directory):
+            return self._memory.views(pfns)
+
+    def apply(self, record: Record) -> None:
+        """Take one record in."""
+        self._check()
+        with translated("restore", self._directory):
+            match record:
+                case Pages(batch) if self._scratch is not None:
+                    self._compare(batch)
+                case Pages(batch):
+                    self._arrived(batch)
+                case Verify():
+                    self._scratch = memoryview(self._scratch_room)
+                case Ending():
+                    self._rounds.ending()
+                    self._count_rounds()
+                case End():
+                    pass
+                case _:
+                    self._take(record)
+
+    def complete(self) -> Domain:
+        """Make the guest durable, then whole in one step; return it, paused."""
+        self._check()
+        with translated("restore", self._directory):
+            for pfns in self._unmapped:
+                self._types.remove(pfns)
+            nr_pages = self._types.nr_pages
+            self._memory.drop_all_but(self._types.present().flags)
+            self._memory.finish(nr_pages)
+            self._types.finish()
+            self._sync()
+            state = replace(self._state(), first_round=True)
+            image = self._directory.settle(replace(self._image, state=state))
+        self._settled = True
+        return self._on_whole(image)
+
+    def keep(self, reason: str) -> str:
+        """Keep what has come as NAME.partial and return where; the session takes no more."""
+        if self._settled:
+            raise ValueError("the guest is whole, or kept already")
+        with translated("keep", self._directory):
+            self._types.finish()
+            self._sync()
+            state = replace(self._state(), reason=reason, kept_time_s=time())
+            path = self._directory.keep(replace(self._image, state=state))
+        self._image = replace(self._image, path=path, state=state)
+        self._settled = True
+        return str(path)
+
+    def rest(self) -> BinaryIO:
+        """Return a file beside the partial guest for what nobody decoded; the caller closes it."""
+        return open(self._image.path / REST, "ab", buffering=0)
+
+    def cancel(self) -> None:
+        """Let the next call fail. Any thread."""
+        self._cancelled = True
+
+    def close(self) -> None:
+        """Let go of the files; a guest neither whole nor kept goes. May be called again."""
+        self._memory.close()
+        self._types.close()
+        if self._records >= 0:
+            os.close(self._records)
+            self._records = -1
+        if not self._settled:
+            self._settled = True
+            with translated("discard", self._directory):
+                self._directory.discard(self._image.path)
+
+    def _check(self) -> None:
+        if self._cancelled:
+            raise HypervisorError("the guest's arrival was cancelled", operation="restore")
+        if self._settled:
+            raise ValueError("the session is over")
+
+    def _arrived(self, batch: PageBatch) -> None:
+        pfns = batch.with_data()
+        zeros = self._memory.arrived(pfns) if len(pfns) else 0
+        self._types.update(batch.pfns, batch.types)
+        self._rounds.add(pfns)
+        report = self.report
+        self.report = replace(
+            report,
+            nr_batches=report.nr_batches + 1,
+            pages=report.pages + len(pfns),
+            zero_pages=report.zero_pages + zeros,
+        )
+        self._count_rounds()
+
+    def _count_rounds(self) -> None:
+        if self.report.rounds != self._rounds.rounds:
+            self.report = replace(self.report, rounds=self._rounds.rounds)
+        if self._rounds.first_round_complete and not self._image.state.first_round:
+            # The files first: the note says that they are worth keeping.
+            self._sync()
+            self._image = replace(self._image, state=replace(self._state(), first_round=True))
+            self._directory.write_state(self._image)
+
+    def _state(self) -> ImageState:
+        report = self.report
+        return replace(self._image.state, rounds=report.rounds, pages=report.pages)
+
+    def _take(self, record: Record) -> None:
+        if not recordfile.is_stored(record):
+            raise HypervisorError(f"the store cannot keep a {type(record).__name__} record")
+        match record:
+            case StreamStart(p2m_size=nr_pages):
+                self._memory.reserve(nr_pages)
+                self._types.reserve(nr_pages)
+            case UnmappedPfns(pfns):
+                self._unmapped.append(pfns)
+        data = recordfile.encode(record)
+        self._durable.append(self._records, self._image.path / RECORDS, data)
+
+    def _sync(self) -> None:
+        path = self._image.path
+        self._durable.sync(self._memory.fd, path / MEMORY)
+        self._durable.sync(self._types.fd, path / TYPES)
+        self._durable.sync(self._records, path / RECORDS)
+        self._durable.sync_dir(path)
+
+    def _scratch_views(self, pfns: Pfns) -> list[memoryview]:
+        size = len(pfns) * PAGE_SIZE
+        if size > len(self._scratch_room):
+            self._scratch_room = bytearray(size)
+        self._scratch = memoryview(self._scratch_room)[:size]
+        return [self._scratch] if size else []
+
+    def _compare(self, batch: PageBatch) -> None:
+        pfns = batch.with_data()
+        came = np.frombuffer(self._scratch or b"", np.uint64).reshape(-1, PAGE_SIZE // 8)
+        known = pfns < self._memory.nr_pages
+        differs = ~known
+        stored = self._memory.pages.view(np.uint64)[pfns[known]]
+        differs[known] = (stored != came[: len(pfns)][known]).any(axis=1)
+        wrong = pfns[differs]
+        report = self.report
+        self.report = replace(
+            report,
+            nr_batches=report.nr_batches + 1,
+            verified_pages=report.verified_pages + len(pfns),
+            differing_pages=report.differing_pages + len(wrong),
+            differing_pfns=(*report.differing_pfns, *wrong.tolist())[:NAMED_DIFFERENCES],
+        )

@@ -1,0 +1,284 @@
+"""Where the embedded store keeps guests, and what each of its directories means.
+
+    store/KEY/             a whole guest at rest
+    store/incoming/KEY/    one on its way in
+    store/partial/NAME.partial/   one that broke after its first full round; never started
+    store/trash/           being removed; emptied at start-up
+
+A guest changes its place by one rename. KEY is its uuid, followed by the id of this daemon's own
+migration when source and target are the same store. A guest's directory holds `memory` (sparse,
+frame n at n * 4096), `types`, `records`, `config.sxp` (as received), `state.json`, and, when
+partial, perhaps `rest`: the part of the stream that nobody decoded.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from xendpy.errors import HypervisorError, OutOfMemory, XendError
+from xendpy.guest.domain import DomainConfig
+from xendpy.guest.memory import NO_ROOM
+from xendpy.hypervisor.durable import Durable
+
+log = logging.getLogger(__name__)
+
+MEMORY = "memory"
+TYPES = "types"
+RECORDS = "records"
+CONFIG = "config.sxp"
+STATE = "state.json"
+REST = "rest"
+ARRIVALS = "arrivals.json"  # in the store itself
+GUEST_FILES = (MEMORY, TYPES, RECORDS, CONFIG, STATE)
+MAX_DIRECTORY_NAME = 200  # of a partial guest: xend sets names no limit, file systems do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageState:
+    """state.json: what is known of a guest beside its image.
+
+    `held`: why nobody may start it, as the hand-over put it. `migration_id`: this daemon's own
+    migration that brought it. `first_round`: every page has come once. `reason`, `kept_time_s`:
+    why and when it was kept as a partial guest.
+    """
+
+    domid: int
+    start_time_s: float
+    held: str = ""
+    migration_id: str = ""
+    first_round: bool = False
+    rounds: int = 0
+    pages: int = 0
+    reason: str = ""
+    kept_time_s: float = 0.0
+
+    def encode(self) -> bytes:
+        return json.dumps({"version": 1, **asdict(self)}, indent=1).encode("ascii") + b"\n"
+
+    @classmethod
+    def decode(cls, data: bytes) -> ImageState:
+        """Return what `encode` wrote.
+
+        Raises:
+            HypervisorError: it is something else.
+        """
+        try:
+            values = json.loads(data)
+            if values.pop("version") != 1:
+                raise ValueError("unknown version")
+            return cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise HypervisorError(f"{STATE} is damaged: {error}", operation="load") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImage:
+    """A guest's directory and what its small files say."""
+
+    path: Path
+    config: DomainConfig
+    state: ImageState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartialGuest:
+    """A guest that arrived in part: for an operator to look into."""
+
+    label: str  # NAME.partial
+    path: Path
+    uuid: str
+    reason: str
+    rounds: int
+    pages: int
+    kept_time_s: float
+
+
+class StoreDirectory:
+    """The directories of one store. Any thread, each guest in one at a time."""
+
+    def __init__(self, root: Path, durable: Durable, *, max_partials: int) -> None:
+        self.root = root
+        self.durable = durable
+        self._incoming = root / "incoming"
+        self._partial = root / "partial"
+        self._trash = root / "trash"
+        self._max_partials = max_partials
+
+    def prepare(self, now_s: float) -> None:
+        """Create what is missing, and bring what an earlier daemon left to an end."""
+        for path in (self._incoming, self._partial, self._trash):
+            self.durable.mkdir(path)
+        for path in sorted(self._trash.iterdir()):
+            self.durable.remove_tree(path)
+        for path in sorted(self._incoming.iterdir()):
+            image = load_image(path)
+            if image is not None and image.state.first_round:
+                reason = "the daemon ended while the guest was on its way in"
+                state = replace(image.state, reason=reason, kept_time_s=now_s)
+                kept = self.keep(replace(image, state=state))
+                log.warning("kept %s as %s: %s", image.config.name, kept, reason)
+            else:
+                self.discard(path)
+
+    def whole(self) -> Iterator[StoredImage]:
+        """Yield every guest at rest; a damaged one is reported, left alone, and skipped."""
+        domids: set[int] = set()
+        for path in sorted(self.root.iterdir()):
+            if path in (self._incoming, self._partial, self._trash) or not path.is_dir():
+                continue
+            missing = [name for name in GUEST_FILES if not (path / name).is_file()]
+            image = None if missing else load_image(path)
+            if image is None:
+                log.error("%s is not a whole guest and is left alone: %s", path, missing)
+            elif image.state.domid in domids:
+                log.error("%s has another guest's domid and is left alone", path)
+            else:
+                domids.add(image.state.domid)
+                yield image
+
+    def partials(self) -> list[PartialGuest]:
+        """Return the partial guests, oldest first."""
+        found = []
+        for path in self._partial.iterdir():
+            image = load_image(path)
+            if image is None:
+                continue
+            state = image.state
+            found.append(
+                PartialGuest(
+                    label=path.name,
+                    path=path,
+                    uuid=image.config.uuid,
+                    reason=state.reason,
+                    rounds=state.rounds,
+                    pages=state.pages,
+                    kept_time_s=state.kept_time_s,
+                )
+            )
+        return sorted(found, key=lambda partial: partial.kept_time_s)
+
+    def begin(self, config: DomainConfig, state: ImageState) -> StoredImage:
+        """Create the directory of a guest on its way in, with its small files."""
+        suffix = re.sub(r"[^0-9A-Za-z-]", "", state.migration_id)[:64]
+        key = f"{config.uuid}.{suffix}" if suffix else config.uuid
+        path = self._free(self._incoming, key, self.root)
+        image = StoredImage(path=path, config=config, state=state)
+        try:
+            self.durable.mkdir(path)
+            self.write_config(image)
+            self.write_state(image)
+        except OSError:
+            self.discard(path)
+            raise
+        return image
+
+    def write_state(self, image: StoredImage) -> None:
+        """Make `image.state` durable."""
+        self.durable.write_file(image.path / STATE, image.state.encode())
+
+    def write_config(self, image: StoredImage) -> None:
+        """Make `image.config` durable."""
+        self.durable.write_file(image.path / CONFIG, image.config.encode())
+
+    def settle(self, image: StoredImage) -> StoredImage:
+        """Make a guest whose files are all synced a whole one, in one step."""
+        self.write_state(image)
+        target = self.root / image.path.name
+        self.durable.rename(image.path, target)
+        return replace(image, path=target)
+
+    def keep(self, image: StoredImage) -> Path:
+        """Keep a guest as a partial one; the oldest beyond the limit go."""
+        self.write_state(image)
+        label = f"{image.config.name[:MAX_DIRECTORY_NAME]}.partial"
+        target = self._free(self._partial, label)
+        self.durable.rename(image.path, target)
+        kept = self.partials()
+        for partial in kept[: max(0, len(kept) - self._max_partials)]:
+            log.warning("removed %s: more than %d are not kept", partial.path, self._max_partials)
+            self.discard(partial.path)
+        return target
+
+    def discard(self, path: Path) -> None:
+        """Remove a guest's directory: gone for every later start as soon as this begins."""
+        target = self._free(self._trash, path.name)
+        try:
+            self.durable.rename(path, target)
+        except FileNotFoundError:
+            return
+        try:
+            self.durable.remove_tree(target)
+        except OSError as error:
+            log.warning("%s is removed at the next start: %s", target, error)
+
+    def load_arrivals(self) -> dict[int, str]:
+        """Return by which migration each running guest came, by domid, as far as noted."""
+        try:
+            found = json.loads((self.root / ARRIVALS).read_bytes())
+            return {int(domid): str(migration_id) for domid, migration_id in found.items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError) as error:
+            raise HypervisorError(f"{self.root / ARRIVALS} is damaged: {error}") from error
+
+    def write_arrivals(self, arrivals: Mapping[int, str]) -> None:
+        """Make durable what `load_arrivals` returns."""
+        self.durable.write_file(self.root / ARRIVALS, json.dumps(arrivals).encode("ascii"))
+
+    def free_bytes(self) -> int:
+        """Return the room the store's file system has for us."""
+        stat = os.statvfs(self.root)
+        return stat.f_bavail * stat.f_frsize
+
+    def total_bytes(self) -> int:
+        stat = os.statvfs(self.root)
+        return stat.f_blocks * stat.f_frsize
+
+    def _free(self, parent: Path, name: str, *also: Path) -> Path:
+        """Return `name`, or `name.2`, ..., below `parent`, taken in none of the directories."""
+        candidate, count = name, 1
+        while any((place / candidate).exists() for place in (parent, *also)):
+            count += 1
+            candidate = f"{name}.{count}"
+        return parent / candidate
+
+
+def load_image(path: Path) -> StoredImage | None:
+    """Return what a guest's directory says of it, or None with a line in the log."""
+    try:
+        config = DomainConfig.parse((path / CONFIG).read_bytes())
+        state = ImageState.decode((path / STATE).read_bytes())
+    except (OSError, XendError) as error:
+        log.warning("%s: %s", path, error)
+        return None
+    return StoredImage(path=path, config=config, state=state)
+
+
+@contextmanager
+def translated(operation: str, store: StoreDirectory) -> Iterator[None]:
+    """Turn the system's errors into the driver's.
+
+    Raises:
+        OutOfMemory: the disk is full.
+        HypervisorError: any other failure of the system.
+    """
+    try:
+        yield
+    except OSError as error:
+        text = error.strerror or str(error)
+        if error.errno in NO_ROOM - {errno.ENOMEM}:
+            raise OutOfMemory(
+                f"no room in {store.root}: {text}",
+                wanted_bytes=0,
+                free_bytes=store.free_bytes(),
+                operation=operation,
+            ) from error
+        raise HypervisorError(f"{store.root}: {text}", operation=operation) from error
