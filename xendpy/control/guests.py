@@ -1,0 +1,311 @@
+"""The service calls on guests: what XML-RPC and libvirt's RPC both speak to.
+
+One set of meanings for every client: xend's, down to the texts (XendDomain.py, Xen 4.4). Calls
+are coroutines of the event loop; the driver works in threads. A guest has one long operation at a
+time: the second caller is told what the first is doing. Nothing is locked across I/O.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from xendpy.control.abilities import ability
+from xendpy.control.domain_sxp import DOMAIN_0
+from xendpy.control.events import EventKind, Events
+from xendpy.control.lookup import Lookup
+from xendpy.control.managed import ManagedDomains
+from xendpy.control.migrator import MigrateRequest, Migrator
+from xendpy.control.node import Host
+from xendpy.control.operations import Operations
+from xendpy.control.workers import Workers
+from xendpy.errors import (
+    DomainError,
+    DomainExists,
+    DomainNotFound,
+    DomainStateError,
+    HypervisorError,
+    Unsupported,
+)
+from xendpy.guest.domain import NAME_PATTERN, Domain, DomainConfig, DomainState, DomainSummary
+from xendpy.hypervisor.base import Hypervisor
+from xendpy.migration.saved_file import Cancel, restore_file, save_file
+
+SHUTDOWN_REASONS = ("poweroff", "reboot", "suspend", "crash", "halt")
+
+log = logging.getLogger(__name__)
+
+
+class Guests(Lookup):
+    """The guests of this host, running, resting and managed; used in the loop's thread only."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        managed: ManagedDomains,
+        workers: Workers,
+        host: Host,
+        migrator: Migrator | None = None,
+    ) -> None:
+        super().__init__(hypervisor, managed, workers, host)
+        self.migrator = migrator
+        self.events = Events()
+        self.operations = Operations()
+
+    async def console(self, reference: str | int) -> bytes:
+        """Return what the guest has printed, as far back as its driver keeps it."""
+        guest = await self._guest(reference, "show the console of")
+        return bytes(await self._able("console", "show a guest's console", _domain(guest)))
+
+    # Coming and going
+
+    async def create(self, config: DomainConfig) -> DomainSummary:
+        """Build a new guest, paused."""
+        await self._check_free(config)
+        return await self._create(config)
+
+    async def _create(self, config: DomainConfig) -> DomainSummary:
+        with self.operations.begin(config.uuid, config.name, "being created"):
+            domain = await self.workers.quick(self.hypervisor.create, config)
+            guest = await self.get(domain.uuid)
+            self.events.emit(EventKind.STARTED, guest, "booted")
+            return guest
+
+    async def save(self, reference: str | int, path: str, *, checkpoint: bool = False) -> None:
+        """Write the guest to a file of xend's format; gone from here without `checkpoint`."""
+        async with self._operation(reference, "save", "being saved") as guest:
+            await self._save(guest, _absolute(path), checkpoint=checkpoint)
+
+    async def _save(self, guest: DomainSummary, path: Path, *, checkpoint: bool) -> None:
+        cancel = Cancel()
+
+        def work() -> None:
+            report = save_file(
+                self.hypervisor, _domain(guest), path, checkpoint=checkpoint, cancel=cancel
+            )
+            log.info(
+                "domain %s saved to %s: %d pages, %d bytes",
+                guest.name, path, report.nr_pages, report.nr_bytes,
+            )  # fmt: skip
+
+        await self.workers.long(work, lambda: cancel.cancel("shutdown"))
+        if not checkpoint:
+            self.events.emit(EventKind.STOPPED, guest, "saved")
+
+    async def restore(self, path: str, *, paused: bool = False) -> DomainSummary:
+        """Build the guest that a save file holds; it runs, if it can here, unless `paused`."""
+        cancel = Cancel()
+        file = _absolute(path)
+        domain = await self.workers.long(
+            lambda: restore_file(self.hypervisor, file, cancel=cancel),
+            lambda: cancel.cancel("shutdown"),
+        )
+        if not paused:
+            await self._let_run(domain)
+        guest = await self.get(domain.uuid)
+        log.info("domain %s restored from %s", guest.name, file)
+        self.events.emit(EventKind.STARTED, guest, "restored")
+        return guest
+
+    async def _let_run(self, domain: Domain) -> None:
+        """Unpause a guest that has just come; one that can only rest here stays as it is."""
+        with suppress(Unsupported, DomainStateError):
+            await self.workers.quick(self.hypervisor.unpause, domain)
+
+    async def destroy(self, reference: str | int) -> None:
+        """End the guest at once."""
+        async with self._operation(reference, "destroy", "being destroyed") as guest:
+            await self.workers.quick(self.hypervisor.destroy, _domain(guest))
+            self.events.emit(EventKind.STOPPED, guest, "destroyed")
+
+    async def shutdown(self, reference: str | int, reason: str = "poweroff") -> None:
+        """Ask the guest to end; returns at once."""
+        if reason not in SHUTDOWN_REASONS:
+            raise DomainError(str(reference), f"Invalid reason: {reason}")
+        async with self._operation(reference, "shutdown", "being shut down") as guest:
+            await self.workers.quick(self.hypervisor.shutdown, _domain(guest), reason)
+
+    async def reboot(self, reference: str | int) -> None:
+        await self.shutdown(reference, "reboot")
+
+    async def pause(self, reference: str | int) -> None:
+        async with self._operation(reference, "pause", "being paused") as guest:
+            await self.workers.quick(self.hypervisor.pause, _domain(guest))
+            self.events.emit(EventKind.PAUSED, guest)
+
+    async def unpause(self, reference: str | int) -> None:
+        async with self._operation(reference, "unpause", "being unpaused") as guest:
+            await self.workers.quick(self.hypervisor.unpause, _domain(guest))
+            self.events.emit(EventKind.UNPAUSED, guest)
+
+    async def rename(self, reference: str | int, name: str) -> None:
+        """Give the guest another name, here and in its managed configuration."""
+        if not NAME_PATTERN.fullmatch(name):
+            raise DomainError(name, "Invalid VM Name" if name else "Missing VM Name")
+        guest = await self.get(reference)
+        with suppress(DomainNotFound):
+            other = await self.get(name)
+            if other.name == name and other.uuid != guest.uuid:
+                raise _taken(name, other)
+        if guest.domid is not None:
+            async with self._operation(guest.uuid, "rename", "being renamed"):
+                await self.workers.quick(self.hypervisor.rename, _domain(guest), name)
+        config = self.managed.get(guest.uuid)
+        if config is not None:
+            await self.workers.quick(self.managed.put, config.renamed(name))
+
+    async def migrate(self, reference: str | int, request: MigrateRequest) -> None:
+        """Send the guest to another host; returns when it runs there."""
+        guest = await self._guest(reference, "migrate")
+        if self.migrator is None:
+            raise Unsupported(f"this daemon cannot send domain '{guest.name}' away")
+        if guest.state is DomainState.PAUSED and (await self.capabilities()).runs_guests:
+            raise DomainStateError(guest.name, "Domain is not running", actual="paused")
+        managed = self.managed.get(guest.uuid)
+        if request.change_home_server and managed is None:
+            raise DomainStateError(guest.name, "Domain is not a managed domain")
+        with self.operations.begin(guest.uuid, guest.name, "being migrated"):
+            await self.migrator.migrate(guest, request)
+        self.events.emit(EventKind.MIGRATED, guest, request.destination)
+        if request.change_home_server:
+            await self.workers.quick(self.managed.remove, guest.uuid)
+
+    # Managed domains
+
+    async def new(self, config: DomainConfig) -> DomainSummary:
+        """Keep a configuration as a managed domain."""
+        others = [item for item in await self.live() if item.uuid != config.uuid]
+        for other in others:
+            if other.name == config.name:
+                raise _taken(config.name, other)
+        await self.workers.quick(self.managed.put, config)
+        guest = await self.get(config.uuid)
+        self.events.emit(EventKind.DEFINED, guest)
+        return guest
+
+    async def delete(self, reference: str | int) -> None:
+        """Forget a managed domain that does not run."""
+        guest = await self.get(reference)
+        if self.managed.get(guest.uuid) is None:
+            raise DomainStateError(
+                guest.name, "Domain is not managed by Xend lifecycle support", actual="unmanaged"
+            )
+        if guest.domid is not None:
+            raise DomainStateError(guest.name, "Domain is still running", actual="running")
+        await self.workers.quick(self.managed.remove, guest.uuid)
+        self.events.emit(EventKind.UNDEFINED, guest)
+
+    async def start(self, reference: str | int, *, paused: bool = False) -> None:
+        """Run a managed domain, from its saved memory if it was suspended."""
+        guest = await self.get(reference)
+        if guest.domid is not None:
+            raise DomainStateError(guest.name, "Domain is already running", actual="running")
+        if self.managed.checkpoint(guest.uuid).exists():
+            await self.resume(guest.uuid, paused=paused)
+            return
+        started = await self._create(guest.config)
+        if not paused:
+            await self._let_run(_domain(started))
+
+    async def suspend(self, reference: str | int) -> None:
+        """Put a managed domain's memory beside its configuration, and end it."""
+        async with self._operation(reference, "suspend", "being suspended") as guest:
+            if self.managed.get(guest.uuid) is None:
+                raise DomainStateError(
+                    guest.name, "Domain is not managed by Xend lifecycle support"
+                )
+            await self._save(guest, self.managed.checkpoint(guest.uuid), checkpoint=False)
+            self.events.emit(EventKind.SUSPENDED, guest)
+
+    async def resume(self, reference: str | int, *, paused: bool = False) -> None:
+        """Run a managed domain from where `suspend` stopped it."""
+        guest = await self.get(reference)
+        if guest.domid is not None:
+            raise DomainStateError(guest.name, "Domain is already running", actual="running")
+        file = self.managed.checkpoint(guest.uuid)
+        if not file.exists():
+            raise DomainStateError(guest.name, "Domain is not suspended", actual="halted")
+        with self.operations.begin(guest.uuid, guest.name, "being resumed"):
+            await self.restore(str(file), paused=paused)
+            await self.workers.quick(file.unlink)
+        self.events.emit(EventKind.RESUMED, guest)
+
+    # What only some drivers can
+
+    async def set_memory(self, reference: str | int, mib: int) -> None:
+        """Ask the guest to have `mib` MiB."""
+        await self._tune(reference, "set_memory", "change a guest's memory", _positive(mib))
+
+    async def set_maxmem(self, reference: str | int, mib: int) -> None:
+        """Let the guest have at most `mib` MiB."""
+        await self._tune(reference, "set_maxmem", "change a guest's memory limit", _positive(mib))
+
+    async def set_vcpus(self, reference: str | int, count: int) -> None:
+        """Let the guest have `count` online vcpus."""
+        await self._tune(reference, "set_vcpus", "change a guest's vcpus", _positive(count))
+
+    async def sysrq(self, reference: str | int, key: str) -> None:
+        """Press a magic SysRq key in the guest."""
+        await self._tune(reference, "send_sysrq", "send a SysRq key", key)
+
+    async def _tune(self, reference: str | int, call: str, what: str, value: int | str) -> None:
+        async with self._operation(reference, "change", "being changed") as guest:
+            await self._able(call, what, _domain(guest), value)
+
+    async def _able(self, call: str, what: str, *args: object) -> Any:
+        return await self.workers.quick(ability(self.hypervisor, call, what), *args)
+
+    # The parts of all that
+
+    @asynccontextmanager
+    async def _operation(
+        self, reference: str | int, verb: str, what: str
+    ) -> AsyncIterator[DomainSummary]:
+        """Find a live guest, hold it for one operation, and give it as it is then."""
+        found = await self._guest(reference, verb)
+        with self.operations.begin(found.uuid, found.name, what):
+            yield await self._guest(found.uuid, verb)
+
+    async def _guest(self, reference: str | int, verb: str) -> DomainSummary:
+        guest = await self.get(reference)
+        if guest.domid == 0:
+            raise DomainStateError(DOMAIN_0, f"Cannot {verb} privileged domain 0")
+        if guest.domid is None:
+            raise DomainStateError(
+                guest.name, f"Domain '{guest.name}' is not running", actual="halted"
+            )
+        return guest
+
+    async def _check_free(self, config: DomainConfig) -> None:
+        for guest in await self.guests():
+            if guest.name == config.name and guest.uuid != config.uuid:
+                raise _taken(config.name, guest)
+            if guest.uuid == config.uuid and guest.domid is not None:
+                raise DomainExists(
+                    config.name, f"Domain '{guest.name}' already exists with ID '{guest.domid}'"
+                )
+
+
+def _domain(guest: DomainSummary) -> Domain:
+    assert guest.domid is not None, "callers look at live guests"
+    return Domain(domid=guest.domid, uuid=guest.uuid, name=guest.name)
+
+
+def _taken(name: str, other: DomainSummary) -> DomainExists:
+    where = "" if other.domid is None else f" as domain {other.domid}"
+    return DomainExists(name, f"VM name '{name}' already exists{where}")
+
+
+def _absolute(path: str) -> Path:
+    if not path.startswith("/") or "\0" in path:
+        raise HypervisorError(f"not an absolute path: {path!r}")
+    return Path(path)
+
+
+def _positive(value: int) -> int:
+    if value < 1:
+        raise HypervisorError(f"must be at least 1, not {value}")
+    return value

@@ -1,0 +1,137 @@
+"""The table of migrations: those that run, and the latest that ended.
+
+Used in the event loop's thread. The numbers of a running one are asked for when somebody looks:
+its worker replaces an immutable snapshot.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from xendpy.migration.progress import MigrationProgress, MigrationState
+from xendpy.relocation.operation import Incoming
+
+HISTORY = 64  # ended migrations that are remembered
+
+log = logging.getLogger(__name__)
+
+
+class Way(StrEnum):
+    """Which way a guest goes."""
+
+    IN = "in"
+    OUT = "out"
+
+
+@dataclass(slots=True, kw_only=True)
+class Migration:
+    """One row: `look` gives the latest snapshot, `abort` cuts it, by whom is its argument."""
+
+    id: str
+    way: Way
+    look: Callable[[], MigrationProgress]
+    abort: Callable[[str], object]
+    started_s: float = field(default_factory=time.time)
+    last: MigrationProgress | None = None
+
+    @property
+    def progress(self) -> MigrationProgress:
+        return self.last or self.look()
+
+    def as_struct(self) -> dict[str, Any]:
+        """Return what crosses XML-RPC; sizes are decimal strings where they may be large."""
+        progress = self.progress
+        return {
+            "id": self.id,
+            "direction": self.way.value,
+            "domain": progress.name,
+            "uuid": progress.uuid,
+            "peer": progress.peer,
+            "state": progress.state.value,
+            "iteration": progress.iteration,
+            "pages": str(progress.pages),
+            "total_pages": str(progress.total_pages),
+            "bytes": str(progress.bytes_done),
+            "rate": f"{progress.rate_bytes_per_s:.0f}",
+            "started": self.started_s,
+            "elapsed": progress.elapsed_s,
+            "reason": progress.reason,
+        }
+
+
+class Migrations:
+    """Running and ended migrations; the callback object of the relocation server."""
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        self._changed = changed
+        self._running: dict[tuple[Way, str], Migration] = {}
+        self._ended: deque[Migration] = deque(maxlen=HISTORY)
+        self._listeners: list[Callable[[Migration], None]] = []
+
+    def on_end(self, listener: Callable[[Migration], None]) -> None:
+        """Have `listener` called with every migration that has ended."""
+        self._listeners.append(listener)
+
+    def all(self) -> list[Migration]:
+        """Return the ended ones, oldest first, then the running ones."""
+        return [*self._ended, *self._running.values()]
+
+    def running(self) -> list[Migration]:
+        return list(self._running.values())
+
+    def find(self, migration_id: str) -> Migration | None:
+        """Return a migration by its id; a running one before one that has ended."""
+        return next((item for item in reversed(self.all()) if item.id == migration_id), None)
+
+    def add(self, migration: Migration) -> None:
+        """Enter a migration that begins."""
+        self._running[migration.way, migration.id] = migration
+        self._changed()
+
+    def end(self, way: Way, migration_id: str) -> None:
+        """Move a migration to the ended ones, with its last snapshot."""
+        migration = self._running.pop((way, migration_id), None)
+        if migration is None:
+            return
+        migration.last = migration.look()
+        self._ended.append(migration)
+        for listener in self._listeners:
+            listener(migration)
+        self._changed()
+
+    def began(self, incoming: Incoming) -> None:
+        """Enter one that comes in; called by the relocation server."""
+        self.add(
+            Migration(
+                id=incoming.id, way=Way.IN, look=lambda: incoming.progress, abort=incoming.abort
+            )
+        )
+
+    def ended(self, incoming: Incoming) -> None:
+        """Note that one that came in is over; called by the relocation server."""
+        self.end(Way.IN, incoming.id)
+
+    def summary(self) -> str:
+        """Return one line for the service manager."""
+        running = self.running()
+        if not running:
+            return "idle"
+        ways = [item.way for item in running]
+        shown = ", ".join(_shown(item.progress) for item in running[:3])
+        return f"{ways.count(Way.IN)} incoming, {ways.count(Way.OUT)} outgoing ({shown})"
+
+
+def succeeded(migration: Migration) -> bool:
+    """Say whether a migration ended well."""
+    return migration.progress.state is MigrationState.DONE
+
+
+def _shown(progress: MigrationProgress) -> str:
+    mib_per_s = progress.rate_bytes_per_s / (1 << 20)
+    return f"{progress.name or progress.peer} {mib_per_s:.0f} MiB/s"

@@ -1,0 +1,53 @@
+"""What is being done to which guest: one long operation at a time.
+
+Only the event loop's thread uses this, so that looking and taking is one step; nothing waits. The
+second caller learns at once what the first is doing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from xendpy.errors import DomainStateError
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation under way, by the words that a fault uses for it."""
+
+    what: str  # "being saved", "being migrated", ...
+    name: str
+
+
+@dataclass(slots=True)
+class Operations:
+    """The operations under way, by the guest's uuid."""
+
+    _running: dict[str, Operation] = field(default_factory=dict)
+
+    @contextmanager
+    def begin(self, uuid: str, name: str, what: str) -> Iterator[Operation]:
+        """Hold the guest for one operation.
+
+        Raises:
+            DomainStateError: it is held; the text says by what.
+        """
+        other = self._running.get(uuid)
+        if other is not None:
+            raise DomainStateError(name, f"Domain '{name}' is {other.what}", actual=other.what)
+        operation = Operation(what, name)
+        self._running[uuid] = operation
+        try:
+            yield operation
+        finally:
+            del self._running[uuid]
+
+    def of(self, uuid: str) -> str:
+        """Return what is being done to the guest, empty for nothing."""
+        operation = self._running.get(uuid)
+        return operation.what if operation else ""
+
+    def all(self) -> list[Operation]:
+        return list(self._running.values())

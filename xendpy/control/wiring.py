@@ -1,0 +1,74 @@
+"""What the daemon's parts take from the configuration: one function for each part."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+
+from xendpy.config import XendConfig
+from xendpy.errors import ConfigError
+from xendpy.hypervisor.base import Hypervisor
+from xendpy.hypervisor.open import open_hypervisor
+from xendpy.hypervisor.testguest import TestGuestRunner
+from xendpy.paths import Paths
+from xendpy.relocation.from_xend import ReceiveFromXend
+from xendpy.relocation.hosts import HostsAllow
+from xendpy.relocation.operation import Operation
+from xendpy.relocation.settings import RelocationSettings
+
+
+def driver(config: XendConfig, paths: Paths) -> Hypervisor:
+    """Open the driver that the configuration names.
+
+    Raises:
+        HypervisorUnavailable: it cannot be used here, or another daemon uses its state.
+    """
+    host_name = config.host_name or os.uname().nodename
+    runner = TestGuestRunner(paths.run_dir, host_name=host_name)
+    return open_hypervisor(config.hypervisor, paths, runner=runner)
+
+
+def relocation_settings(config: XendConfig, paths: Paths) -> RelocationSettings:
+    """Return what the relocation server is to do.
+
+    Raises:
+        ConfigError: hosts-allow cannot be used.
+    """
+    return RelocationSettings.of(config, paths)
+
+
+def hosts_allow(config: XendConfig, paths: Paths) -> HostsAllow:
+    """Return the rules for peers; see relocation.hosts."""
+    return HostsAllow.parse(config.relocation_hosts_allow, path=str(paths.config_file))
+
+
+def operations(config: XendConfig, hypervisor: Hypervisor) -> Mapping[str, Operation]:
+    """Return what a peer of the relocation port can ask for, by name."""
+    return {"receive": ReceiveFromXend.of(config, hypervisor)}
+
+
+def rpc_tls(config: XendConfig, paths: Paths) -> ssl.SSLContext | None:
+    """Return the TLS context of XML-RPC over TCP; None unless key and certificate are given.
+
+    Raises:
+        ConfigError: only one of them is, or they cannot be used.
+    """
+    key, certificate = config.tcp_xmlrpc_ssl_key, config.tcp_xmlrpc_ssl_cert
+    if not key and not certificate:
+        return None
+    option = "xend-tcp-xmlrpc-server-ssl-key-file"
+    if not key or not certificate:
+        raise ConfigError("key and certificate must both be given", option=option)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(_file(certificate, paths), _file(key, paths))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"cannot be used: {error}", option=option) from error
+    return context
+
+
+def _file(name: str, paths: Paths) -> Path:
+    """Return a file that the configuration names; without a slash it is below /etc/xen."""
+    return paths.below(name) if "/" in name else paths.config_dir / name
