@@ -52,7 +52,7 @@ class Host:
         """Show a command and what it prints; return what it printed."""
         print(f"\n# {shlex.join(argv)}")
         program = [sys.executable, "-m", "xendpy" if argv[0] == "xend" else "xendpy.cli.xm"]
-        done = self._call([*program, *argv[1:]], stderr=subprocess.STDOUT)
+        done = self._call([*program, *argv[1:]], stderr=subprocess.STDOUT, cwd=self.root)
         print(done.stdout, end="")
         if done.returncode:
             raise DemoFailed(f"{argv[0]} {argv[1]} exited {done.returncode}")
@@ -71,9 +71,12 @@ class Host:
             self.log_from(0)
             raise DemoFailed("the peer was not content")
 
-    def _call(self, argv: list[str], *, stderr: int) -> subprocess.CompletedProcess[str]:
+    def _call(
+        self, argv: list[str], *, stderr: int, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             argv,
+            cwd=cwd,
             env={"PATH": "/usr/bin:/bin", "XENDPY_ROOT": str(self.root)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -139,13 +142,11 @@ def show(host: Host, guest: str) -> None:
     host.log_from(position)
 
     name = host.run("xm", "list").splitlines()[-1].split()[0]
-    save, memory = host.root / f"{name}.sav", host.root / f"{name}.mem"
-    host.run("xm", "save", name, str(save))
-    host.run("xm", "inspect", str(save))
-    host.run("xm", "extract", str(save), str(memory))
-    compare(memory, described)
-    save.unlink()
-    memory.unlink()
+    save, memory = f"{name}.sav", f"{name}.mem"
+    host.run("xm", "save", name, save)
+    host.run("xm", "inspect", save)
+    host.run("xm", "extract", save, memory)
+    compare(host.root / memory, described)
 
 
 def compare(memory: Path, described: dict[str, dict[str, str]]) -> None:
