@@ -8,6 +8,7 @@ from xendpy.cli.options import Option
 
 CREATE_OPTIONS: Final = (
     Option(short="h", long="help", help="Print this help."),
+    Option(long="help_config", help="Print the variables that a configuration file may set."),
     Option(short="q", long="quiet", help="Print nothing but errors."),
     Option(
         long="path",
@@ -23,8 +24,6 @@ CREATE_OPTIONS: Final = (
     ),
     Option(short="F", long="config", metavar="FILE", help="Read FILE: a s-expression."),
     Option(short="n", long="dryrun", help="Print the s-expression, and create nothing."),
-    Option(short="x", long="xmldryrun", help="Not supported.", hidden=True),
-    Option(short="s", long="skipdtd", help="Ignored.", hidden=True),
     Option(short="p", long="paused", help="Leave the domain paused."),
     Option(short="c", long="console_autoconnect", help="Attach to its console."),
 )
