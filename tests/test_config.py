@@ -20,6 +20,60 @@ CHAPTER = """\
 (xend-relocation-hosts-allow '')
 """
 
+# Name, a value other than the default, the default: XendOptions.py, Xen 4.4.
+XEN_4_4 = [
+    ("logfile", "/tmp/xend.log", "/var/log/xen/xend.log"),
+    ("loglevel", "INFO", "DEBUG"),
+    ("xen-api-server", "((9363 pam))", [["unix"]]),
+    ("xend-http-server", "yes", False),
+    ("xend-unix-server", "yes", False),
+    ("xend-unix-path", "/x", "/var/lib/xend/xend-socket"),
+    ("xend-tcp-xmlrpc-server", "yes", False),
+    ("xend-tcp-xmlrpc-server-address", "a", "localhost"),
+    ("xend-tcp-xmlrpc-server-port", "1", 8006),
+    ("xend-tcp-xmlrpc-server-ssl-key-file", "k", ""),
+    ("xend-tcp-xmlrpc-server-ssl-cert-file", "c", ""),
+    ("xend-unix-xmlrpc-server", "no", True),
+    ("xend-relocation-server", "yes", False),
+    ("xend-relocation-ssl-server", "yes", False),
+    ("xend-relocation-port", "1", 8002),
+    ("xend-relocation-ssl-port", "1", 8003),
+    ("xend-relocation-ssl", "yes", False),
+    ("xend-relocation-server-ssl-key-file", "k", ""),
+    ("xend-relocation-server-ssl-cert-file", "c", ""),
+    ("xend-relocation-address", "eth0", ""),
+    ("xend-relocation-hosts-allow", "^a$", ""),
+    ("xend-udev-event-server", "yes", False),
+    ("xend-port", "1", 8000),
+    ("xend-address", "a", ""),
+    ("xend-domains-path", "/x", "/var/lib/xend/domains"),
+    ("xend-state-path", "/x", "/var/lib/xend/state"),
+    ("xend-storage-path", "/x", "/var/lib/xend/storage"),
+    ("xend-security-path", "/x", "/var/lib/xend/security"),
+    ("network-script", "network-bridge", ""),
+    ("vif-script", "vif-route", "vif-bridge"),
+    ("external-migration-tool", "/x", ""),
+    ("enable-dump", "yes", False),
+    ("dom0-min-mem", "196", 0),
+    ("enable-dom0-ballooning", "no", True),
+    ("total_available_memory", "1", 0),
+    ("dom0-cpus", "1", 0),
+    ("console-limit", "1", 1024),
+    ("vnc-listen", "0.0.0.0", "127.0.0.1"),
+    ("vncpasswd", "x", ""),
+    ("vnc-tls", "1", "0"),
+    ("vnc-x509-cert-dir", "/x", "/etc/xen/vnc"),
+    ("vnc-x509-verify", "1", "0"),
+    ("keymap", "de", ""),
+    ("resource-label-change-script", "/x", ""),
+    ("xsm_module_name", "flask", "dummy"),
+    ("qemu-dm-logrotate-count", "1", 10),
+    ("device-create-timeout", "1", 100),
+    ("device-destroy-timeout", "1", 100),
+    ("pci-passthrough-strict-check", "no", True),
+    ("pscsi-device-mask", "('0:0:*:*')", ["*"]),
+]
+
 
 def test_a_missing_file_means_defaults_and_no_relocation_server(tmp_path: Path) -> None:
     loaded = load(tmp_path / "none.sxp")
@@ -48,6 +102,7 @@ def test_every_option_of_the_shipped_file_is_known_and_at_its_default(tmp_path: 
     loaded = load(file)
     changed = {name for name, _, default in options() if getattr(loaded.config, name) != default}
     assert changed == {"relocation_server"}
+    assert not [line for line in SHIPPED.read_text().splitlines() if re.match(r"[^#\n]", line)]
     assert len(loaded.warnings) == 1  # the empty hosts-allow
 
 
@@ -60,6 +115,36 @@ def test_the_first_of_duplicates_wins_with_a_warning() -> None:
     ]
 
 
+def test_an_option_without_value_is_the_first_of_its_duplicates() -> None:
+    loaded = parse("(xend-relocation-port)\n(xend-relocation-port 2)\n", Path("f"))
+    assert loaded.config.relocation_port == 8002
+    assert [item.line for item in loaded.warnings] == [1, 2]
+
+
+def test_warnings_come_in_the_order_of_the_file() -> None:
+    text = "(oops 1)\n(xend-relocation-hosts-allow '^a\\.b')\n(oops 2)\n"
+    assert [item.line for item in parse(text, Path("f")).warnings] == [1, 2, 2, 3]
+
+
+def test_structured_defaults_are_nobody_s_to_change() -> None:
+    one, two = XendConfig(), XendConfig()
+    assert one.xen_api_server == [["unix"]] and one.pscsi_device_mask == ["*"]
+    assert one.xen_api_server is not two.xen_api_server
+
+
+@pytest.mark.parametrize(("name", "_", "default"), XEN_4_4, ids=[row[0] for row in XEN_4_4])
+def test_every_option_of_xen_4_4_has_its_default(name: str, _: str, default: object) -> None:
+    rows = {row.name: row.default for _, row, _ in options()}
+    assert rows[name] == default
+
+
+@pytest.mark.parametrize(("name", "value", "_"), XEN_4_4, ids=[row[0] for row in XEN_4_4])
+def test_every_option_of_xen_4_4_is_read(name: str, value: str, _: object) -> None:
+    loaded = parse(f"\n({name} {value})\n", Path("f"))
+    assert loaded.origins[name] == 2
+    assert not [item for item in loaded.warnings if "unknown" in item.text]
+
+
 WARNED = [
     ("\n(no-such-option 1)", 2, "unknown option no-such-option"),
     ("junk", 1, "junk is no (option value)"),
@@ -67,7 +152,12 @@ WARNED = [
     ("(xend-relocation-hosts-allow ^a$ ^b$)", 1, "ignored: '^b$'"),
     ("(xend-relocation-hosts-allow '^a\\.b$')", 1, "no escape"),
     ("(xend-relocation-hosts-allow '^a')", 1, "does not end in $"),
+    ("(xend-relocation-hosts-allow '^a\\\\$')", 1, "does not end in $"),
+    ("(xend-relocation-hosts-allow '\\ba$')", 1, "write each backslash twice"),
     ("(xend-relocation-server yes)", 0, "every host"),
+    ("(xend-relocation-hosts-allow '')(xend-relocation-server 1)", 1, "every host"),
+    ("(xend-http-server yes)", 1, "has no effect: it is accepted, not served"),
+    ("(network-script network-bridge)", 1, "has no effect: it is accepted, not run"),
     ("(xendpy-peer a)(xendpy-peer a (port 1))", 1, "first one counts"),
 ]
 
@@ -92,6 +182,9 @@ REFUSED = [
     ("(xendpy-hypervisor kvm)", 1, "expected one of auto, xl, store: kvm"),
     ("(xendpy-stall-timeout -1)", 1, "expected seconds: -1"),
     ("(xendpy-max-incoming 0)", 1, "from 1 up"),
+    ("(xendpy-max-sxp-depth 201)", 1, "up to 200: 201"),
+    ("(xendpy-peer a (port x))", 1, "expected int: x"),
+    ("(xend-relocation-hosts-allow '^10\\\\0\\\\5(')", 1, "no regular expression"),
     ("(xendpy-peer)", 1, "expected NAME"),
     ("(xendpy-peer a (release 5))", 1, "release must be one of"),
     ("(a b)\n(c\n", 3, "unexpected EOF"),

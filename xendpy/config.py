@@ -10,8 +10,9 @@ its line.
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,14 @@ def parse_positive(value: sxp.SxpValue) -> int:
     if number < 1:
         raise ValueError(f"expected a number from 1 up: {number}")
     return number
+
+
+def parse_depth(value: sxp.SxpValue) -> int:
+    """Return how deep lists may be nested, which the parser bounds as well."""
+    depth = parse_positive(value)
+    if depth > sxp.DEEPEST:
+        raise ValueError(f"expected a number up to {sxp.DEEPEST}: {depth}")
+    return depth
 
 
 def parse_seconds(value: sxp.SxpValue) -> float:
@@ -131,10 +140,11 @@ def split_patterns(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One row: the name in the file, how its value is read, and what it is for."""
+    """One row: the name in the file, how its value is read, its default, what it is for."""
 
     name: str
     parse: Callable[[sxp.SxpValue], Any]
+    default: Any
     doc: str
 
 
@@ -142,7 +152,10 @@ def option(
     name: str, parse: Callable[[sxp.SxpValue], Any], default: Any, doc: str
 ) -> Any:  # a dataclass field: its type is the annotation's
     """Return the field for one option."""
-    return field(default=default, metadata={"option": Option(name, parse, doc)})
+    metadata = {"option": Option(name, parse, default, doc)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +178,7 @@ class XendConfig:
     # xend's own
     logfile: str = option("logfile", parse_str, "/var/log/xen/xend.log", "Log file, rotated at 1 MiB, 5 old ones kept.")
     loglevel: str = option("loglevel", parse_choice("TRACE", "DEBUG", "INFO", "WARN", "WARNING", "ERROR", "CRITICAL"), "DEBUG", "Least severe level that is logged.")
-    xen_api_server: sxp.SxpValue = option("xen-api-server", parse_value, None, "Listeners of the Xen-API. Accepted, not served.")
+    xen_api_server: sxp.SxpValue = option("xen-api-server", parse_value, [["unix"]], "Listeners of the Xen-API. Accepted, not served.")
     http_server: bool = option("xend-http-server", parse_bool, False, "Deprecated HTTP server. Accepted, not served.")
     unix_server: bool = option("xend-unix-server", parse_bool, False, "Open the local relocation socket DIR/var/lib/xend/relocation-socket.")
     unix_path: str = option("xend-unix-path", parse_str, "/var/lib/xend/xend-socket", "Socket of the deprecated HTTP server. Accepted, not served.")
@@ -212,7 +225,7 @@ class XendConfig:
     device_create_timeout: int = option("device-create-timeout", parse_count, 100, "Seconds that an incoming guest's devices may take.")
     device_destroy_timeout: int = option("device-destroy-timeout", parse_count, 100, "Seconds that devices may take to go. Accepted, not used.")
     pci_passthrough_strict_check: bool = option("pci-passthrough-strict-check", parse_bool, True, "Accepted, not used.")
-    pscsi_device_mask: sxp.SxpValue = option("pscsi-device-mask", parse_value, None, "Accepted, not used.")
+    pscsi_device_mask: sxp.SxpValue = option("pscsi-device-mask", parse_value, ["*"], "Accepted, not used.")
 
     # xendpy's own
     hypervisor: str = option("xendpy-hypervisor", parse_choice("auto", "xl", "store"), "auto", "What runs the guests: xl, the embedded store, or xl where there is a Xen.")
@@ -221,7 +234,7 @@ class XendConfig:
     max_connections_per_peer: int = option("xendpy-max-connections-per-peer", parse_positive, 64, "The same from one address.")
     max_incoming: int = option("xendpy-max-incoming", parse_positive, 8, "Incoming migrations at a time.")
     max_config_bytes: int = option("xendpy-max-config-bytes", parse_positive, 1 << 20, "Size of a guest's configuration.")
-    max_sxp_depth: int = option("xendpy-max-sxp-depth", parse_positive, 64, "How deep a guest's configuration may be nested.")
+    max_sxp_depth: int = option("xendpy-max-sxp-depth", parse_depth, 64, "How deep a guest's configuration may be nested, 200 at most.")
     max_guest_memory: int = option("xendpy-max-guest-memory", parse_count, 0, "MiB that an incoming guest may have; 0 = as much as there is.")
     control_timeout_s: float = option("xendpy-control-timeout", parse_seconds, 30.0, "Seconds that a peer has to ask for something.")
     stall_timeout_s: float = option("xendpy-stall-timeout", parse_seconds, 60.0, "Seconds without a byte after which a migration has failed.")
@@ -244,7 +257,7 @@ def options() -> Iterator[tuple[str, Option, Any]]:
     for item in fields(XendConfig):
         row = item.metadata.get("option")
         if row is not None:
-            yield item.name, row, item.default
+            yield item.name, row, row.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +307,10 @@ def parse(text: str, path: Path) -> LoadedConfig:
     for form in forms:
         reader.take(form)
     config = XendConfig(**reader.values, peers=tuple(reader.peers.values()))
-    return LoadedConfig(config, path, reader.origins, (*warnings, *_advice(config, reader)))
+    warnings += [*_advice(config, reader.origins), *_without_effect(config, reader.origins)]
+    return LoadedConfig(
+        config, path, reader.origins, tuple(sorted(warnings, key=lambda item: item.line))
+    )
 
 
 class _Reader:
@@ -307,6 +323,7 @@ class _Reader:
         self.values: dict[str, Any] = {}
         self.peers: dict[str, PeerRow] = {}
         self.origins: dict[str, int | None] = dict.fromkeys(self._rows)
+        self._first: dict[str, int] = {}
 
     def take(self, form: sxp.Form) -> None:
         value = form.value
@@ -318,16 +335,18 @@ class _Reader:
             self._peer(form, value)
         elif name not in self._rows:
             self._warn(form, f"unknown option {name}: ignored")
-        elif self.origins[name] is not None:
-            first = self.origins[name]
+        elif name in self._first:
+            first = self._first[name]
             self._warn(form, f"{name} is given again: the first one, line {first}, counts")
-        elif len(value) == 1:
-            self._warn(form, f"{name} has no value: its default counts")
         else:
+            self._first[name] = form.line
             self._set(form, name, value)
 
     def _set(self, form: sxp.Form, name: str, value: sxp.SxpList) -> None:
         attribute, row = self._rows[name]
+        if len(value) == 1:
+            self._warn(form, f"{name} has no value: its default counts")
+            return
         if len(value) > 2:
             rest = " ".join(sxp.show(item) for item in value[2:])
             self._warn(form, f"{name} takes one value; ignored: {rest}")
@@ -365,9 +384,9 @@ class _Reader:
         return ConfigError(reason, path=str(self._path), line=form.line, option=name)
 
 
-def _advice(config: XendConfig, reader: _Reader) -> Iterator[Warning]:
+def _advice(config: XendConfig, origins: Mapping[str, int | None]) -> Iterator[Warning]:
     """Yield what is allowed and still unwise."""
-    line = reader.origins["xend-relocation-hosts-allow"] or 0
+    line = origins["xend-relocation-hosts-allow"] or 0
     if (config.relocation_server or config.relocation_ssl_server) and not (
         config.relocation_hosts_allow
     ):
@@ -377,7 +396,22 @@ def _advice(config: XendConfig, reader: _Reader) -> Iterator[Warning]:
             "every host that reaches the port may send guests",
         )
     for pattern in split_patterns(config.relocation_hosts_allow):
-        if not pattern.endswith("$"):
+        if not re.search(r"(?<!\\)(\\\\)*\$$", pattern):
             yield Warning(
                 line, f"pattern {pattern} does not end in $: it matches longer names as well"
             )
+        if not pattern.isprintable():
+            yield Warning(
+                line,
+                f"pattern {sxp.show(pattern)} holds a control character and matches no host: "
+                "write each backslash twice",
+            )
+
+
+def _without_effect(config: XendConfig, origins: Mapping[str, int | None]) -> Iterator[Warning]:
+    """Yield the options of xend that were changed and do nothing here; their rows say so."""
+    for attribute, row, default in options():
+        line = origins[row.name]
+        effect = re.search(r"Accepted, (n\w+ \w+)", row.doc)
+        if line and effect and getattr(config, attribute) != default:
+            yield Warning(line, f"{row.name} has no effect: it is accepted, {effect[1]}")

@@ -13,6 +13,7 @@ from xendpy.errors import ConfigError
 from xendpy.paths import Paths
 
 EX_CONFIG = 78
+SECRETS = ("vncpasswd",)  # the listing may end in a bug report
 _NETWORK_FILE_SYSTEMS = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "fuse.glusterfs", "fuse.sshfs",
      "9p", "afs", "lustre")
@@ -39,7 +40,9 @@ def _listing(loaded: LoadedConfig) -> Iterator[str]:
     for attribute, row, _ in options():
         line = loaded.origins.get(row.name)
         origin = f"line {line}" if line else "default"
-        yield f"{sxp.show([row.name, _as_sxp(getattr(loaded.config, attribute))]):<54} # {origin}"
+        value = getattr(loaded.config, attribute)
+        shown = "(hidden)" if value and row.name in SECRETS else sxp.show(_as_sxp(value))
+        yield f"{f'({row.name} {shown})':<54} # {origin}"
     for peer in loaded.config.peers:
         row_value: sxp.SxpList = [
             "xendpy-peer",
@@ -57,8 +60,6 @@ def _as_sxp(value: sxp.SxpValue) -> sxp.SxpValue:
             return "yes" if value else "no"
         case float():
             return f"{value:g}"
-        case None:
-            return ""
         case _:
             return value
 
@@ -71,13 +72,13 @@ def check_environment(
     Two hosts that share it would take each other's guests for their own.
     """
     found = []
-    state = paths.state_dir
+    state = paths.state_dir.resolve()
     kind = _file_system(state, mounts)
     if kind in _NETWORK_FILE_SYSTEMS:
         text = f"{state} is on a network file system ({kind}): two hosts must never share it"
         found.append(Warning(0, text))
     for exported in _exported(exports):
-        if state == exported or exported in state.parents:
+        if state.is_relative_to(exported):
             text = f"{state} is inside {exported}, which {exports} exports: export only the images"
             found.append(Warning(0, text))
     return found
@@ -90,10 +91,10 @@ def _file_system(path: Path, mounts: Path) -> str:
     except OSError:
         return ""
     for line in lines:
-        _, point, file_system, *_ = line.split(" ")
+        _, point, file_system, *_ = [*line.split(" "), "", ""]
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)
-        inside = point == "/" or path == Path(point) or Path(point) in path.parents
-        if inside and len(point) >= len(best):
+        # Of two mounts on one point the later one is on top.
+        if point and path.is_relative_to(point) and len(point) >= len(best):
             best, kind = point, file_system
     return kind
 

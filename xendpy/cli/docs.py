@@ -183,6 +183,8 @@ def _shown(default: Any) -> str:
         return "yes" if default else "no"
     if isinstance(default, float):
         return f"{default:g}"
+    if isinstance(default, list):
+        return sxp.show(default)
     if default is None:
         return "none"
     return sxp.show(str(default)) or "''"
