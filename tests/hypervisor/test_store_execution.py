@@ -1,0 +1,225 @@
+"""How guests of the store come to run, with a runner that only remembers."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from tests.guests import UUID, closing, contents, guest, opening, plain, send_guest, span, u64
+from xendpy.errors import DomainExists, DomainStateError, Unsupported
+from xendpy.guest.domain import DomainConfig, DomainState
+from xendpy.guest.memory import GuestMemory
+from xendpy.guest.pages import DirtyBitmap
+from xendpy.hypervisor.store import StoreHypervisor
+from xendpy.paths import Paths
+from xendpy.stream.records import End
+
+
+@dataclass
+class FakeRunning:
+    """A guest of the fake runner; `calls` is what was asked of it."""
+
+    domid: int
+    config: DomainConfig
+    memory: GuestMemory
+    types: np.ndarray
+    records: list = field(default_factory=list)
+    state: DomainState = DomainState.PAUSED
+    note: str = ""
+    cpu_time_s: float = 1.5
+    start_time_s: float = 1e9
+    calls: list = field(default_factory=list)
+
+    def opening(self):
+        yield from opening()
+
+    def closing(self):
+        yield from [*closing(), End()]
+
+    def track_dirty(self):
+        self.calls.append("track_dirty")
+
+    def take_dirty(self):
+        return DirtyBitmap.of(len(self.types), u64(3))
+
+    def pause(self):
+        self.state = DomainState.PAUSED
+
+    def unpause(self):
+        self.state = DomainState.RUNNING
+
+    def suspend(self):
+        self.state = DomainState.SUSPENDED
+
+    def resume(self):
+        self.state, self.note = DomainState.RUNNING, ""
+
+    def hold(self, reason):
+        self.note = reason
+
+    def rename(self, name):
+        self.config = self.config.renamed(name)
+
+    def shutdown(self, reason):
+        self.calls.append(reason)
+
+    def console(self):
+        return b"tick"
+
+    def destroy(self):
+        self.calls.append("destroy")
+
+
+class FakeRunner:
+    def __init__(self, adopted=()):
+        self.adopted = adopted
+        self.started = []
+
+    def can_run(self, config):
+        return config.name != "stranger"
+
+    def create(self, config, *, domid):
+        return self._start(domid, config, b"\0" * 4096, np.zeros(1, np.uint8), [])
+
+    def start_from(self, memory, types, records, config, *, domid):
+        pages = memory.pages[: memory.nr_pages].tobytes()
+        return self._start(domid, config, pages, types.copy(), list(records))
+
+    def adopt(self):
+        return self.adopted
+
+    def _start(self, domid, config, pages, types, records):
+        memory = GuestMemory.anonymous("fake")
+        memory.write(0, pages)
+        running = FakeRunning(domid, config, memory, types, records)
+        self.started.append(running)
+        return running
+
+
+@pytest.fixture
+def runner():
+    return FakeRunner()
+
+
+@pytest.fixture
+def store(tmp_path, runner):
+    store = StoreHypervisor(Paths(tmp_path), runner=runner)
+    yield store
+    store.close()
+
+
+def restore(store, config=None, migration_id=""):
+    with store.restore(config or guest(), migration_id=migration_id) as session:
+        send_guest(session, span(0, 16))
+        return session.complete()
+
+
+def image_exists(tmp_path) -> bool:
+    return (Paths(tmp_path).store_dir / UUID).exists()
+
+
+def test_an_arrived_guest_is_at_rest_until_it_is_unpaused(tmp_path, store, runner):
+    domain = restore(store)
+    assert runner.started == [] and image_exists(tmp_path)
+    store.unpause(domain)
+    (running,) = runner.started
+    assert running.domid == domain.domid and not image_exists(tmp_path)
+    assert running.memory.pages[15, 0] == 1 and running.types.tolist() == [0] * 16
+    assert plain(running.records) == plain([*opening(), *closing()])
+    (summary,) = store.domains()
+    assert summary.state is DomainState.RUNNING and summary.cpu_time_s == 1.5
+    assert store.find("web01") == domain and store.running(domain) is running
+
+
+def test_a_guest_the_runner_does_not_know_only_rests(store):
+    with pytest.raises(DomainStateError, match="without Xen"):
+        store.unpause(restore(store, guest("stranger")))
+    with pytest.raises(Unsupported):
+        store.create(guest("stranger", "00000000-0000-4000-8000-000000000009"))
+
+
+def test_a_created_guest_is_paused_and_keeps_its_name(store):
+    domain = store.create(guest())
+    assert store.domains()[0].state is DomainState.PAUSED
+    with pytest.raises(DomainExists):
+        store.create(guest())
+    store.unpause(domain)
+    store.pause(domain)
+    store.shutdown(domain, "poweroff")
+    assert store.running(domain).calls == ["poweroff"]
+    assert store.rename(domain, "web02").name == store.find("web02").name
+
+
+def test_a_running_guest_is_a_live_source(store):
+    domain = restore(store)
+    store.unpause(domain)
+    with store.save(domain) as source:
+        assert source.live and source.nr_pages == 16
+        source.track_dirty()
+        assert contents(source) == dict.fromkeys(range(16), (0, 1))
+        source.suspend()
+        assert source.take_dirty().pfns().tolist() == [3]
+        assert plain(source.closing()) == plain([*closing(), End()])
+        source.relinquish()
+    assert store.domains() == []
+
+
+def test_a_running_guest_goes_on_after_a_save_without_end(store):
+    domain = restore(store)
+    store.unpause(domain)
+    with pytest.raises(KeyError), store.save(domain) as source:
+        source.suspend()
+        raise KeyError
+    assert store.domains()[0].state is DomainState.RUNNING
+
+
+def test_a_running_guest_in_doubt_is_held_suspended(store):
+    domain = restore(store)
+    store.unpause(domain)
+    with pytest.raises(KeyError), store.save(domain) as source:
+        source.suspend()
+        list(source.closing())
+        raise KeyError
+    (summary,) = store.domains()
+    assert summary.state is DomainState.SUSPENDED and summary.note
+    with pytest.raises(DomainStateError):
+        store.unpause(domain)
+    store.release_hold(domain)
+    assert store.domains()[0].state is DomainState.RUNNING
+
+
+def test_running_guests_are_adopted_after_a_restart(tmp_path, store, runner):
+    domain = restore(store, migration_id="ab12")
+    store.unpause(domain)
+    assert store.arrival("ab12") == domain
+    store.close()
+    again = StoreHypervisor(Paths(tmp_path), runner=FakeRunner(runner.started))
+    assert again.find("web01") == domain == again.arrival("ab12")
+    assert again.domains()[0].state is DomainState.RUNNING
+    again.close()
+
+
+def test_a_start_cut_short_leaves_the_image(tmp_path, store, runner):
+    domain = restore(store)
+    store.close()
+    half_started = FakeRunning(
+        domain.domid, guest(), GuestMemory.anonymous("fake"), np.zeros(1, np.uint8)
+    )
+    again = StoreHypervisor(Paths(tmp_path), runner=FakeRunner([half_started]))
+    assert half_started.calls == ["destroy"]
+    assert again.domains()[0].state is DomainState.PAUSED and image_exists(tmp_path)
+    again.close()
+
+
+def test_an_image_that_cannot_be_removed_still_counts(tmp_path, store, runner, monkeypatch):
+    domain = restore(store)
+
+    def fail(_path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(store._directory, "discard", fail)
+    with pytest.raises(Exception, match="Input/output"):
+        store.unpause(domain)
+    assert runner.started[0].calls == ["destroy"]
+    assert runner.started[0].state is DomainState.PAUSED
+    assert store.domains()[0].state is DomainState.PAUSED and image_exists(tmp_path)
