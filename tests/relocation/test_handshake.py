@@ -139,6 +139,13 @@ def test_an_endless_control_phase_is_closed() -> None:
     assert isinstance(actions[0], Reply) and isinstance(actions[1], Close)
 
 
+def test_requests_without_end_are_closed() -> None:
+    *replies, last, close = Handshake().feed(b"help\n" * 1000)
+    assert len(replies) == 256
+    assert isinstance(last, Reply) and b"no operation within 256 requests" in last.data
+    assert close == Close()
+
+
 def test_wire_texts() -> None:
     assert ready("receive") == b"(ready receive)\n"
     assert OK == b"(ok)\n"

@@ -19,6 +19,7 @@ from xendpy.relocation.requests import IncrementalParser
 OK = b"(ok)\n"
 MAX_CONTROL = 1 << 16  # bytes of a whole control phase
 MAX_VALUE = 1 << 15  # bytes of one request
+MAX_REQUESTS = 256  # before the one that takes over; each costs the server some 80 us
 MAX_DEPTH = 16
 MAX_TEXT = 900  # bytes of an error's text: xend >= 4.0 reads at most 1024 of the line
 
@@ -65,6 +66,7 @@ class Handshake:
         self._ops = tuple(ops)
         self._parser = IncrementalParser(max_depth=MAX_DEPTH, max_bytes=MAX_VALUE)
         self._taken = 0
+        self._requests = 0
 
     def feed(self, data: bytes) -> list[Action]:
         """Return what to do about `data`; nothing more is fed after a Receive or a Close."""
@@ -79,6 +81,9 @@ class Handshake:
                 break
             if value is None:
                 break
+            self._requests += 1
+            if self._requests > MAX_REQUESTS:
+                return [*actions, *_enough(f"{MAX_REQUESTS} requests")]
             action = self._dispatch(value)
             actions.append(action)
             if not isinstance(action, Reply):
@@ -86,7 +91,7 @@ class Handshake:
         if self._parser.ended:
             actions.append(Close())
         elif self._taken > MAX_CONTROL:
-            actions += [Reply(error_reply(f"no operation within {MAX_CONTROL} bytes")), Close()]
+            actions += _enough(f"{MAX_CONTROL} bytes")
         return actions
 
     def _dispatch(self, value: sxp.SxpValue) -> Action:
@@ -100,6 +105,10 @@ class Handshake:
             return Receive(name, _behind_line(self._parser.unread), value)
         shown = name if isinstance(name, str) else sxp.show(name)
         return Reply(error_reply(f"Invalid operation: {shown}"))
+
+
+def _enough(count: str) -> list[Action]:
+    return [Reply(error_reply(f"no operation within {count}")), Close()]
 
 
 def _behind_line(data: bytes) -> bytes:
