@@ -99,3 +99,9 @@ def test_an_absent_frame_is_not_a_page_of_zeros(fd: int) -> None:
     without = image.sha256()
     put(image, batch((1, PageType.NOTAB)), 0)
     assert image.sha256() != without
+
+
+def test_a_batch_larger_than_the_staging_buffer_is_taken(fd: int) -> None:
+    image = MemoryImage(fd, 3000)
+    put(image, batch(*((pfn, PageType.NOTAB) for pfn in range(3000))), 4)
+    assert page_of(fd, 2999) == b"\x04" * PAGE_SIZE

@@ -34,10 +34,13 @@ class MemoryImage:
 
     def populate(self, batch: PageBatch) -> list[memoryview]:
         """Return staging views for the pages of `batch` that carry data, one per run."""
+        pfns = batch.with_data()
+        if len(pfns) * PAGE_SIZE > len(self._staging):
+            self._staging = bytearray(len(pfns) * PAGE_SIZE)
         base = memoryview(self._staging)
         views = []
         start = 0
-        for count in runs(batch.with_data())[1].tolist():
+        for count in runs(pfns)[1].tolist():
             views.append(base[start : start + count * PAGE_SIZE])
             start += count * PAGE_SIZE
         return views
