@@ -260,6 +260,16 @@ def test_not_acknowledged_while_nobody_reads() -> None:
         assert channel.wait_acknowledged(5)
 
 
+def test_broken_connection_is_not_waited_for() -> None:
+    ours, theirs = _sockets("tcp")
+    with Channel(ours) as channel:
+        theirs.shutdown(socket.SHUT_RDWR)
+        theirs.close()
+        with pytest.raises(ChannelError):  # not after 60 s: the test's own limit
+            channel.send([b"(err"])
+            channel.wait_acknowledged(100)
+
+
 def test_abort_wakes_a_blocked_receive(pair: Pair) -> None:
     channel, _ = pair
     errors: list[BaseException] = []

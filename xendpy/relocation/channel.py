@@ -7,6 +7,7 @@ anew whenever bytes move. Only `abort` may be called from another thread.
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import ssl
 import struct
@@ -48,7 +49,14 @@ class EofKind(Enum):
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Return how many bytes sent have not been acknowledged (unix socket: not been read)."""
+    """Return how many bytes sent have not been acknowledged (unix socket: not been read).
+
+    Raises:
+        OSError: the connection is broken: the count would stay as it is.
+    """
+    broken = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if broken:
+        raise OSError(broken, os.strerror(broken))
     answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, OUTQ.pack(0))
     return int(OUTQ.unpack(answer)[0])
 
@@ -200,8 +208,8 @@ class Channel:
     def wait_acknowledged(self, timeout_s: float) -> bool:
         """Wait until the peer's kernel has all that was sent; False if it has not in time.
 
-        Polls, because the kernel reports an acknowledgement to nobody: TIOCOUTQ is the only
-        place where it shows.
+        Raises ChannelError if the connection broke first. Polls, because the kernel reports an
+        acknowledgement to nobody: TIOCOUTQ is the only place where it shows.
         """
         deadline_s = time.monotonic() + timeout_s
         with self._translated("waiting for the acknowledgement", timeout_s):

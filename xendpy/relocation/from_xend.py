@@ -1,0 +1,158 @@
+"""The op `receive`: a guest from an unmodified xend, and what that peer is told.
+
+Runs in a worker thread. A refused sender gets the err line, time to acknowledge it, and then a
+closed socket with its payload unread: a real xend's next write fails, it shows our text, and its
+guest goes on. A receiver that reads on after refusing makes it destroy the guest and report
+success.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from xendpy.config import XendConfig
+from xendpy.errors import ChannelAborted, ChannelError, StreamError, XendError
+from xendpy.hypervisor.base import Hypervisor
+from xendpy.migration.progress import log_end
+from xendpy.migration.reception import Received, ReceiveLimits, Reception
+from xendpy.relocation.channel import Channel, EofKind
+from xendpy.relocation.handshake import OK, ready, refusal
+from xendpy.relocation.operation import Incoming
+from xendpy.stream.xend import INVALID
+
+log = logging.getLogger(__name__)
+
+ACKNOWLEDGED_S = 3.0  # how long xend >= 4.0 itself waits for an error's text
+MAX_TRAILING = 16 << 20  # bytes read behind a whole stream before the peer is given up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiveFromXend:
+    """The operation; call it with each peer's `Incoming`.
+
+    `eof_timeout_s` is for the sender's close after a whole stream, `unpause_delay_s` passes
+    between that and the guest's start here.
+    """
+
+    hypervisor: Hypervisor
+    limits: ReceiveLimits
+    eof_timeout_s: float
+    unpause_delay_s: float = 0.0
+
+    @classmethod
+    def of(cls, config: XendConfig, hypervisor: Hypervisor) -> ReceiveFromXend:
+        """Return the operation as the configuration file wants it."""
+        return cls(
+            hypervisor=hypervisor,
+            limits=ReceiveLimits.of(config),
+            eof_timeout_s=config.eof_timeout_s,
+            unpause_delay_s=config.unpause_delay_s,
+        )
+
+    def __call__(self, incoming: Incoming) -> None:
+        """Take one guest in. Raises nothing that a peer could cause."""
+        channel = incoming.channel
+        reception = Reception(
+            channel,
+            self.hypervisor,
+            limits=self.limits,
+            progress=incoming.progress,
+            publish=incoming.show,
+        )
+        incoming.begin(reception)
+        try:
+            channel.send([ready("receive")])
+        except ChannelError as error:
+            log_end(reception.reject(error).progress)
+            return
+        outcome = reception.run()
+        if isinstance(outcome, Received):
+            log_end(outcome.progress, outcome.downtime)
+            self._take_over(incoming, outcome)
+        else:
+            log_end(outcome.progress)
+            refuse(channel, told(outcome.error))
+
+    def _take_over(self, incoming: Incoming, received: Received) -> None:
+        """Say `(ok)`, wait until the sender has let go, and let the guest run."""
+        name = received.config.name
+        try:
+            _say_ok(incoming.channel)
+            gone = wait_gone(incoming.channel, self.eof_timeout_s)
+        except ChannelAborted:
+            gone = False
+        if not gone:
+            log.warning(
+                "%s stays paused: %s has not closed its connection, its copy may still be there",
+                name,
+                incoming.channel.peer,
+            )
+            return
+        # xend >= 4.1 closes just before it destroys its copy.
+        incoming.wait_stopped(self.unpause_delay_s)
+        self._unpause(received)
+
+    def _unpause(self, received: Received) -> None:
+        if not self.hypervisor.capabilities().runs_guests:
+            log.info("%s rests here, paused", received.config.name)
+            return
+        began_s = time.monotonic()
+        try:
+            self.hypervisor.unpause(received.domain)
+        except XendError as error:
+            log.info("%s rests here, paused: %s", received.config.name, error)
+            return
+        log.info(
+            "%s runs here, unpaused in %.3f s", received.config.name, time.monotonic() - began_s
+        )
+
+
+def refuse(channel: Channel, text: str) -> None:
+    """Tell the peer why, and wait until its kernel has it. The caller closes, reading nothing."""
+    try:
+        channel.send([refusal(text)])
+        channel.wait_acknowledged(ACKNOWLEDGED_S)
+    except ChannelError as error:
+        log.debug("the refusal did not reach the peer: %s", error)
+
+
+def told(error: XendError) -> str:
+    """Return what a peer is told of `error`: xend's own words where it has some."""
+    if isinstance(error, StreamError) and error.reason.startswith(INVALID):
+        return error.reason
+    return str(error)
+
+
+def wait_gone(channel: Channel, timeout_s: float) -> bool:
+    """Wait until the peer closes after a whole stream; False if it does not.
+
+    Here a reset counts as closed: xend 3.x closes with our `(ok)` unread, and then its kernel
+    sends a reset instead of an end.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    start = channel.offset
+    while (left_s := deadline_s - time.monotonic()) > 0:
+        kind = channel.wait_eof(left_s)
+        if kind is not EofKind.DATA:
+            _note_trailing(channel, channel.offset - start)
+            return kind is not EofKind.TIMEOUT
+        if channel.offset - start > MAX_TRAILING:
+            break
+    _note_trailing(channel, channel.offset - start)
+    return False
+
+
+def _note_trailing(channel: Channel, count: int) -> None:
+    if count:
+        log.warning("%s sent %d bytes after the end of the stream", channel.peer, count)
+
+
+def _say_ok(channel: Channel) -> None:
+    try:
+        channel.send([OK])
+    except ChannelAborted:
+        raise
+    except ChannelError as error:  # every xend has closed both directions by then
+        log.debug("(ok) did not reach the peer: %s", error)

@@ -1,0 +1,103 @@
+"""One peer of the relocation port before it has a worker: is it let in, and what does it want.
+
+The hosts-allow rules and their meaning are xend's (connection.py hostAllowed, 3.0.4 - 4.4); only
+the name look-up has a deadline, and an address that a rule matches needs none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from dataclasses import dataclass
+
+from xendpy.relocation.admission import Names
+from xendpy.relocation.channel import ACK_POLL_S, unacknowledged
+from xendpy.relocation.from_xend import ACKNOWLEDGED_S
+from xendpy.relocation.handshake import Close, Handshake, Receive, Reply, refusal
+from xendpy.relocation.operation import Incoming, Operations
+from xendpy.relocation.settings import RelocationSettings
+
+log = logging.getLogger(__name__)
+
+CONTROL_PIECE = 16384  # bytes; connection.py BUFFER_SIZE >= 4.0
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """One connection; `address` is '' on the local socket."""
+
+    sock: socket.socket
+    address: str
+    label: str
+    incoming: Incoming | None = None
+
+
+async def admit(peer: Peer, settings: RelocationSettings, names: Names) -> bool:
+    """Return whether hosts-allow lets the peer in, and log why or why not."""
+    if not peer.address:
+        return True
+    hosts = settings.hosts_allow
+    rule = hosts.match_address(peer.address)
+    if rule is not None:
+        log.info("admitted %s by %s", peer.label, rule or "an empty hosts-allow")
+        return True
+    name = await _name_of(peer, names, settings.dns_timeout_s)
+    verdict = hosts.decide(peer.address, name)
+    if verdict.allowed:
+        log.info("admitted %s (%s) by %s", peer.label, name, verdict.rule)
+        return True
+    log.warning(
+        "Rejected connection from %s (%s): it matches none of %s",
+        peer.address,
+        name,
+        " ".join(hosts.patterns),
+    )
+    return False
+
+
+async def _name_of(peer: Peer, names: Names, timeout_s: float) -> str:
+    """Return the peer's name, its address if it has none or nobody says in time."""
+    wanted = asyncio.wrap_future(names.look_up(peer.address))
+    try:
+        # Shielded: other connections from there may wait for the same answer.
+        return await asyncio.wait_for(asyncio.shield(wanted), timeout_s)
+    except TimeoutError:
+        log.warning("no name for %s within %g s", peer.address, timeout_s)
+    except (OSError, UnicodeError) as error:
+        log.debug("no name for %s: %s", peer.address, error)
+    return peer.address
+
+
+async def converse(peer: Peer, operations: Operations, timeout_s: float) -> Receive | None:
+    """Answer the peer's lines until it asks for an operation; None if it goes instead.
+
+    Raises:
+        TimeoutError: it did neither within `timeout_s` in all.
+    """
+    loop = asyncio.get_running_loop()
+    handshake = Handshake(ops=tuple(operations))
+    async with asyncio.timeout(timeout_s):
+        while data := await loop.sock_recv(peer.sock, CONTROL_PIECE):
+            for action in handshake.feed(data):
+                match action:
+                    case Reply():
+                        await loop.sock_sendall(peer.sock, action.data)
+                    case Close():
+                        return None
+                    case Receive():
+                        return action
+    return None
+
+
+async def refuse(peer: Peer, text: str) -> None:
+    """Say why, and wait until the peer's kernel has it; the caller closes without reading on.
+
+    Raises:
+        TimeoutError: it has not within three seconds.
+    """
+    log.warning("refused %s: %s", peer.label, text)
+    await asyncio.get_running_loop().sock_sendall(peer.sock, refusal(text))
+    async with asyncio.timeout(ACKNOWLEDGED_S):
+        while unacknowledged(peer.sock):
+            await asyncio.sleep(ACK_POLL_S)  # the kernel tells nobody; see wait_acknowledged
