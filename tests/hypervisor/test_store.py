@@ -292,6 +292,15 @@ def test_a_held_guest_says_why_and_goes_nowhere_until_released(paths, store):
     store.close()
 
 
+def test_a_guest_at_rest_is_held_and_released_by_hand(paths, store):
+    domain = restore(store)
+    store.hold(domain, "10.0.0.2 may own it")
+    assert store.domains()[0].note == "10.0.0.2 may own it"
+    assert b"10.0.0.2" in (paths.store_dir / UUID / "state.json").read_bytes()
+    store.release_hold(domain)
+    assert store.domains()[0].note == ""
+
+
 def test_what_a_resting_guest_cannot_do_is_said_in_words(store):
     domain = restore(store)
     store.pause(domain)

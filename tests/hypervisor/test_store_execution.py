@@ -188,6 +188,18 @@ def test_a_running_guest_in_doubt_is_held_suspended(store):
     assert store.domains()[0].state is DomainState.RUNNING
 
 
+def test_an_operator_holds_and_releases_a_running_guest(store):
+    domain = restore(store)
+    store.unpause(domain)
+    store.hold(domain, "10.0.0.2 may own it")
+    (summary,) = store.domains()
+    assert (summary.state, summary.note) == (DomainState.SUSPENDED, "10.0.0.2 may own it")
+    store.release_hold(domain)
+    assert store.domains()[0].state is DomainState.RUNNING
+    store.release_hold(domain)
+    assert store.domains()[0].state is DomainState.RUNNING
+
+
 def test_running_guests_are_adopted_after_a_restart(tmp_path, store, runner):
     domain = restore(store, migration_id="ab12")
     store.unpause(domain)

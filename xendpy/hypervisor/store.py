@@ -12,7 +12,7 @@ from dataclasses import replace
 from time import time
 
 from xendpy.errors import DomainNotFound, DomainStateError, Unsupported
-from xendpy.guest.domain import Domain, DomainConfig, DomainSummary, GuestType
+from xendpy.guest.domain import Domain, DomainConfig, DomainState, DomainSummary, GuestType
 from xendpy.hypervisor.base import Capabilities, PageSource
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.runner import GuestRunner, Running
@@ -21,6 +21,7 @@ from xendpy.hypervisor.store_execution import StoreExecution
 from xendpy.hypervisor.store_restore import StoreRestore
 from xendpy.hypervisor.store_save import RestingSource, RunningSource
 from xendpy.hypervisor.store_table import (
+    LEAVING,
     Executing,
     GuestTable,
     Incoming,
@@ -149,16 +150,13 @@ class StoreHypervisor:
     @contextmanager
     def save(self, domain: Domain) -> Iterator[PageSource]:
         """Open a guest for sending or saving; see hypervisor.base."""
-        guest = self._table.claim(domain, "being saved or sent")
-        try:
+        with self._table.claimed(domain, LEAVING) as guest:
             with translated("save", self._directory):
                 source = self._source(guest)
             try:
                 yield source
             finally:
                 source.close()
-        finally:
-            self._table.unclaim(guest)
 
     def create(self, config: DomainConfig) -> Domain:
         """Build a new guest, paused, if the runner can execute it."""
@@ -196,33 +194,35 @@ class StoreHypervisor:
         Raises:
             DomainStateError: it only rests here, or who owns it is in doubt.
         """
-        guest = self._table.claim(domain, "being started")
-        try:
+        with self._table.claimed(domain, "being started") as guest:
             check_not_held(guest)
             if isinstance(guest, Resting):
                 guest = self._started(guest)
             guest.running.unpause()
-        finally:
-            self._table.unclaim(guest)
 
     def destroy(self, domain: Domain) -> None:
         """Remove a guest, also one held in doubt."""
-        guest = self._table.claim(domain, "being destroyed")
-        try:
+        with self._table.claimed(domain, "being destroyed") as guest:
             self._destroy(guest)
-        finally:
-            self._table.unclaim(guest)
+
+    def hold(self, domain: Domain, reason: str) -> None:
+        """Keep a guest suspended and note why: another host may own it."""
+        with self._table.claimed(domain, "being held") as guest:
+            if isinstance(guest, Resting):
+                self._hold(guest, reason)
+            else:
+                if guest.running.state is not DomainState.SUSPENDED:
+                    guest.running.suspend()
+                guest.running.hold(reason)
 
     def release_hold(self, domain: Domain) -> None:
         """Give a guest held in doubt back: an operator or a peer has settled it."""
-        guest = self._table.claim(domain, "being released")
-        try:
+        with self._table.claimed(domain, "being released") as guest:
             if isinstance(guest, Resting):
-                self._hold(guest, "")
-            else:
+                if guest.image.state.held:
+                    self._hold(guest, "")
+            elif guest.running.state is DomainState.SUSPENDED:
                 guest.running.resume()
-        finally:
-            self._table.unclaim(guest)
 
     def shutdown(self, domain: Domain, reason: str) -> None:
         """Ask the guest to end.

@@ -13,6 +13,8 @@ from xendpy.hypervisor.runner import Running
 from xendpy.hypervisor.store_restore import StoreRestore
 from xendpy.hypervisor.storedir import StoredImage
 
+LEAVING = "being saved or sent"
+
 
 @dataclass(slots=True, kw_only=True)
 class Incoming:
@@ -66,7 +68,7 @@ class Executing:
 
 @dataclass(slots=True)
 class GuestTable:
-    """The guests by domid. Every method is atomic; none waits for disk or network."""
+    """The guests by domid. Every step is atomic; none waits for disk or network."""
 
     _incoming: dict[int, Incoming] = field(default_factory=dict)
     _live: dict[int, Resting | Executing] = field(default_factory=dict)
@@ -123,8 +125,9 @@ class GuestTable:
         with self._lock:
             self._live.pop(domid, None)
 
-    def claim(self, domain: Domain, purpose: str) -> Resting | Executing:
-        """Keep a live guest from other work until `unclaim`.
+    @contextmanager
+    def claimed(self, domain: Domain, purpose: str) -> Iterator[Resting | Executing]:
+        """Keep a live guest from other work.
 
         Raises:
             DomainNotFound: it is gone.
@@ -137,11 +140,9 @@ class GuestTable:
                     domain.name, f"Domain '{domain.name}' is {guest.busy}.", actual=guest.busy
                 )
             guest.busy = purpose
-            return guest
-
-    def unclaim(self, guest: Resting | Executing) -> None:
-        """End what `claim` began."""
-        with self._lock:
+        try:
+            yield guest
+        finally:
             guest.busy = ""
 
     def get(self, domain: Domain) -> Resting | Executing:
@@ -239,7 +240,7 @@ class GuestTable:
     def _is_leaving(self, domid: int, config: DomainConfig) -> bool:
         """Whether that guest is the source of a localhost migration of `config`."""
         guest = self._live.get(domid)
-        return guest is not None and bool(guest.busy) and guest.config.uuid == config.uuid
+        return guest is not None and guest.busy == LEAVING and guest.config.uuid == config.uuid
 
 
 def as_domain(guest: Resting | Executing | Incoming) -> Domain:
@@ -274,6 +275,7 @@ def summary(guest: Resting | Executing | Incoming) -> DomainSummary:
         start_time_s=start_time_s,
         config=config,
         note=note,
+        at_rest=isinstance(guest, Resting),
     )
 
 
