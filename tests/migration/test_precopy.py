@@ -12,7 +12,6 @@ from xendpy.guest.pages import DirtyBitmap, PageBatch, Pfns
 from xendpy.migration.precopy import (
     FIXED_DOWNTIME_S,
     Decision,
-    Iteration,
     OnNoConvergence,
     PrecopyCancelled,
     PrecopyLimits,
@@ -21,6 +20,7 @@ from xendpy.migration.precopy import (
     decide,
     precopy,
 )
+from xendpy.migration.progress import Round
 from xendpy.stream.records import Pages, Record
 
 LIMITS = PrecopyLimits(max_downtime_s=0.3, max_iterations=29, max_factor=3)
@@ -136,7 +136,7 @@ def test_live_copies_everything_then_what_was_written_then_the_rest_suspended() 
         "track", "read 1024", "read 1024", "take 1000", "read 1000", "take 10",
         "suspend", "take 3", "read 10",
     ]  # fmt: skip
-    iterations = [item for item in items if isinstance(item, Iteration)]
+    iterations = [item for item in items if isinstance(item, Round)]
     assert [(item.index, item.sent_pages, item.last) for item in iterations] == [
         (0, 2048, False),
         (1, 1000, False),

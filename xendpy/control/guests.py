@@ -34,6 +34,7 @@ from xendpy.guest.domain import NAME_PATTERN, Domain, DomainConfig, DomainState,
 from xendpy.hypervisor.base import Hypervisor
 from xendpy.migration.saved_file import Cancel, restore_file, save_file
 
+MIGRATED = "being migrated"
 SHUTDOWN_REASONS = ("poweroff", "reboot", "suspend", "crash", "halt")
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class Guests(Lookup):
     async def console(self, reference: str | int) -> bytes:
         """Return what the guest has printed, as far back as its driver keeps it."""
         guest = await self._guest(reference, "show the console of")
-        return bytes(await self._able("console", "show a guest's console", _domain(guest)))
+        running = await self._able("running", "show a guest's console", _domain(guest))
+        return bytes(await self.workers.quick(running.console))
 
     # Coming and going
 
@@ -159,16 +161,24 @@ class Guests(Lookup):
 
     async def migrate(self, reference: str | int, request: MigrateRequest) -> None:
         """Send the guest to another host; returns when it runs there."""
+        async with self.leaving(reference, request) as guest:
+            if self.migrator is None:
+                raise Unsupported(f"this daemon cannot send domain '{guest.name}' away")
+            await self.migrator.migrate(guest, request)
+
+    @asynccontextmanager
+    async def leaving(
+        self, reference: str | int, request: MigrateRequest
+    ) -> AsyncIterator[DomainSummary]:
+        """Hold a guest that may be migrated; leaving the block without an error, it is gone."""
         guest = await self._guest(reference, "migrate")
-        if self.migrator is None:
-            raise Unsupported(f"this daemon cannot send domain '{guest.name}' away")
-        if guest.state is DomainState.PAUSED and (await self.capabilities()).runs_guests:
+        if guest.state is DomainState.PAUSED and not guest.at_rest:
             raise DomainStateError(guest.name, "Domain is not running", actual="paused")
         managed = self.managed.get(guest.uuid)
         if request.change_home_server and managed is None:
             raise DomainStateError(guest.name, "Domain is not a managed domain")
-        with self.operations.begin(guest.uuid, guest.name, "being migrated"):
-            await self.migrator.migrate(guest, request)
+        with self.operations.begin(guest.uuid, guest.name, MIGRATED):
+            yield guest
         self.events.emit(EventKind.MIGRATED, guest, request.destination)
         if request.change_home_server:
             await self.workers.quick(self.managed.remove, guest.uuid)

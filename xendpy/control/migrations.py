@@ -16,6 +16,7 @@ from typing import Any
 
 from xendpy.migration.progress import MigrationProgress, MigrationState
 from xendpy.relocation.operation import Incoming
+from xendpy.relocation.resolve import OPERATION as QUESTION
 
 HISTORY = 64  # ended migrations that are remembered
 
@@ -107,6 +108,8 @@ class Migrations:
 
     def began(self, incoming: Incoming) -> None:
         """Enter one that comes in; called by the relocation server."""
+        if incoming.request.op == QUESTION:
+            return
         self.add(
             Migration(
                 id=incoming.id, way=Way.IN, look=lambda: incoming.progress, abort=incoming.abort

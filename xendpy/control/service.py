@@ -11,15 +11,16 @@ import asyncio
 import logging
 import os
 import signal
+import time
 import traceback
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import uvloop
 
 from xendpy import __version__
-from xendpy.config import LoadedConfig, load
+from xendpy.config import LoadedConfig, XendConfig, load
 from xendpy.control import autostart, logs, wiring
 from xendpy.control.domain_methods import DomainMethods
 from xendpy.control.events import Event, EventKind
@@ -29,12 +30,19 @@ from xendpy.control.migrations import Migration, Migrations, Way, succeeded
 from xendpy.control.node import Host
 from xendpy.control.node_methods import NodeMethods
 from xendpy.control.notify import Notifier, forget
+from xendpy.control.outbound import Dialler
 from xendpy.control.rpc_server import RpcServer
+from xendpy.control.transfer_methods import TransferMethods
+from xendpy.control.transfers import Transfers
 from xendpy.control.workers import Workers
 from xendpy.control.xmlrpc import Dispatcher
 from xendpy.errors import ConfigError
 from xendpy.hypervisor.base import Hypervisor
+from xendpy.hypervisor.durable import Durable
+from xendpy.migration.handover import Journal
 from xendpy.paths import Paths
+from xendpy.relocation.from_xendpy import Landings
+from xendpy.relocation.operation import Operation
 from xendpy.relocation.server import RelocationServer
 
 FOREVER_S = 1e8  # three years
@@ -94,6 +102,7 @@ class Service:
         with self._workers() as workers, self._driver() as hypervisor:
             self._assemble(hypervisor, workers)
             await workers.quick(self.guests.managed.load)
+            await self.transfers.ownership.recover()
             try:
                 async with asyncio.TaskGroup() as self._tasks:
                     await self._serve(ready)
@@ -108,13 +117,31 @@ class Service:
         self.guests = Guests(hypervisor, managed, workers, Host())
         self.migrations = Migrations(self._show_status)
         self.migrations.on_end(self._migration_ended)
+        self._journal = Journal(paths.state_dir / "migrations", Durable(), time.time)
+        self._landings = Landings()
+        host_id = hypervisor.host_id
+        self.transfers = Transfers(
+            self.guests,
+            self._journal,
+            self.migrations,
+            Dialler(hypervisor, self._journal, host_id, lambda: self._config),
+            lambda: self._config,
+        )
+        self.guests.migrator = self.transfers
         node = NodeMethods(self.guests, self.migrations, self._log_file)
-        methods = {**DomainMethods(self.guests).table(), **node.table()}
+        moves = TransferMethods(self.guests, self.migrations, self.transfers)
+        methods = {**DomainMethods(self.guests).table(), **node.table(), **moves.table()}
         self.rpc = RpcServer(Dispatcher(methods))
         self.relocation = RelocationServer(
             wiring.relocation_settings(config, paths),
-            wiring.operations(config, hypervisor),
+            self._operations(config),
             events=self.migrations,
+        )
+
+    def _operations(self, config: XendConfig) -> Mapping[str, Operation]:
+        hypervisor = self.guests.hypervisor
+        return wiring.operations(
+            config, hypervisor, self._journal, self._landings, hypervisor.host_id
         )
 
     async def _serve(self, ready: Callable[[], None]) -> None:
@@ -203,11 +230,11 @@ class Service:
     async def reload(self) -> None:
         """Apply the configuration file as it is now, or keep the old one as a whole."""
         self._notifier.reloading()
-        workers, hypervisor = self.guests.workers, self.guests.hypervisor
+        workers = self.guests.workers
         try:
             loaded = await workers.quick(load, self._paths.config_file)
             settings = wiring.relocation_settings(loaded.config, self._paths)
-            operations = await workers.quick(wiring.operations, loaded.config, hypervisor)
+            operations = await workers.quick(self._operations, loaded.config)
         except ConfigError as error:
             log.error("the configuration is not reloaded: %s", error)
             self._notifier.ready(f"configuration not reloaded: {error}")

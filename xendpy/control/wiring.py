@@ -9,11 +9,16 @@ from pathlib import Path
 
 from xendpy.config import XendConfig
 from xendpy.errors import ConfigError
+from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor.base import Hypervisor
 from xendpy.hypervisor.open import open_hypervisor
 from xendpy.hypervisor.testguest import TestGuestRunner
+from xendpy.migration.handover import Journal
+from xendpy.migration.preflight import Check, Facts, check_target
 from xendpy.paths import Paths
+from xendpy.relocation import incoming, resolve
 from xendpy.relocation.from_xend import ReceiveFromXend
+from xendpy.relocation.from_xendpy import Landings, ReceiveFromXendpy, Resolve
 from xendpy.relocation.hosts import HostsAllow
 from xendpy.relocation.operation import Operation
 from xendpy.relocation.settings import RelocationSettings
@@ -44,9 +49,35 @@ def hosts_allow(config: XendConfig, paths: Paths) -> HostsAllow:
     return HostsAllow.parse(config.relocation_hosts_allow, path=str(paths.config_file))
 
 
-def operations(config: XendConfig, hypervisor: Hypervisor) -> Mapping[str, Operation]:
+def operations(
+    config: XendConfig, hypervisor: Hypervisor, journal: Journal, landings: Landings, host_id: str
+) -> Mapping[str, Operation]:
     """Return what a peer of the relocation port can ask for, by name."""
-    return {"receive": ReceiveFromXend.of(config, hypervisor)}
+
+    def preflight(guest: DomainConfig, facts: Facts, local: bool) -> list[Check]:
+        return check_target(
+            guest,
+            facts,
+            hypervisor,
+            local=local,
+            devices=hypervisor.name != "store",
+            max_memory_mib=config.max_guest_memory,
+        )
+
+    return {
+        "receive": ReceiveFromXend.of(config, hypervisor),
+        incoming.OPERATION: ReceiveFromXendpy(
+            hypervisor=hypervisor,
+            journal=journal,
+            host_id=host_id,
+            landings=landings,
+            preflight=preflight,
+            release_timeout_s=config.verdict_timeout_s,
+        ),
+        resolve.OPERATION: Resolve(
+            hypervisor=hypervisor, journal=journal, host_id=host_id, landings=landings
+        ),
+    }
 
 
 def rpc_tls(config: XendConfig, paths: Paths) -> ssl.SSLContext | None:

@@ -182,7 +182,8 @@ class DomainSummary:
     """What a driver says of one guest, at the moment it was asked.
 
     `domid` is None for a guest that is not live here. `note` is a line for the operator (in
-    doubt, partial ...), empty when there is nothing to say.
+    doubt, partial ...), empty when there is nothing to say. `at_rest`: the driver keeps it and
+    has no vcpu running for it, whatever a pause would say.
     """
 
     domid: int | None
@@ -197,6 +198,7 @@ class DomainSummary:
     start_time_s: float  # seconds since the epoch, this host's clock
     config: DomainConfig
     note: str = ""
+    at_rest: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

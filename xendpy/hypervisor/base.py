@@ -148,6 +148,11 @@ class Hypervisor(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def host_id(self) -> str:
+        """The uuid of this host's state directory, the same for as long as it exists."""
+        ...
+
     def capabilities(self) -> Capabilities: ...
 
     def domains(self) -> list[DomainSummary]:
@@ -177,6 +182,14 @@ class Hypervisor(Protocol):
         """
         ...
 
+    def arrival(self, migration_id: str) -> Domain | None:
+        """Return the guest that came in by that migration and is still here, if there is one.
+
+        A localhost migration's two copies have one uuid: this tells them apart, after a restart
+        as well.
+        """
+        ...
+
     def save(self, domain: Domain) -> AbstractContextManager[PageSource | RecordSource]:
         """Open a guest for sending or saving.
 
@@ -197,6 +210,14 @@ class Hypervisor(Protocol):
     def unpause(self, domain: Domain) -> None: ...
 
     def destroy(self, domain: Domain) -> None: ...
+
+    def hold(self, domain: Domain, reason: str) -> None:
+        """Suspend a guest and keep it so, durably: another host may own it."""
+        ...
+
+    def release_hold(self, domain: Domain) -> None:
+        """Let a guest that is suspended, held or not, go on as it was before; else nothing."""
+        ...
 
     def shutdown(self, domain: Domain, reason: str) -> None:
         """Ask the guest to end: poweroff, reboot, suspend, halt or crash."""

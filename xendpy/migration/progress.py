@@ -27,6 +27,37 @@ class MigrationState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DowntimeReport:
+    """For how long no vcpu ran, suspend at the source to unpause at the target, in seconds.
+
+    A part that this side cannot know is None: an old sender does not say when it suspended, so
+    that its last iteration is measured from the mark of the end on.
+    """
+
+    suspend_s: float | None = None
+    last_iteration_s: float | None = None
+    vcpu_state_s: float | None = None
+    resume_s: float | None = None
+
+    @property
+    def total_s(self) -> float:
+        """The sum of the known parts."""
+        parts = (self.suspend_s, self.last_iteration_s, self.vcpu_state_s, self.resume_s)
+        return sum(part for part in parts if part is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One finished iteration of an outgoing migration; `last` = the guest stood still."""
+
+    index: int
+    sent_pages: int
+    dirtied_pages: int
+    seconds: float
+    last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationProgress:
     """One migration at one moment.
 
@@ -47,6 +78,17 @@ class MigrationProgress:
     started_s: float = 0.0
     elapsed_s: float = 0.0
     reason: str = ""
+    # An outgoing migration knows more: what is left of this round, what the guest writes, for how
+    # long it would stand still if it were stopped now, and every finished round.
+    remaining_pages: int = 0
+    dirty_pages_per_s: float = 0.0
+    expected_downtime_s: float | None = None
+    current_bytes_per_s: float = 0.0
+    setup_s: float = 0.0
+    protocol: str = ""
+    converged: bool | None = None
+    downtime: DowntimeReport | None = None
+    rounds: tuple[Round, ...] = ()
 
     @property
     def rate_bytes_per_s(self) -> float:
@@ -61,30 +103,10 @@ class MigrationProgress:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DowntimeReport:
-    """For how long no vcpu ran, suspend at the source to unpause at the target, in seconds.
-
-    A part that this side cannot know is None: an old sender does not say when it suspended, so
-    that its last iteration is measured from the mark of the end on.
-    """
-
-    suspend_s: float | None = None
-    last_iteration_s: float | None = None
-    vcpu_state_s: float | None = None
-    resume_s: float | None = None
-
-    @property
-    def total_s(self) -> float:
-        """The sum of the known parts."""
-        parts = (self.suspend_s, self.last_iteration_s, self.vcpu_state_s, self.resume_s)
-        return sum(part for part in parts if part is not None)
-
-
-def log_begin(progress: MigrationProgress) -> None:
+def log_begin(progress: MigrationProgress, doing: str = "receiving", way: str = "from") -> None:
     """Write the one line that says that a migration has begun."""
     log.info(
-        "migration %s: receiving %s (%s) from %s",
+        f"migration %s: {doing} %s (%s) {way} %s",
         progress.migration_id,
         progress.name,
         progress.uuid,
@@ -92,11 +114,13 @@ def log_begin(progress: MigrationProgress) -> None:
     )
 
 
-def log_end(progress: MigrationProgress, downtime: DowntimeReport | None = None) -> None:
+def log_end(
+    progress: MigrationProgress, downtime: DowntimeReport | None = None, way: str = "from"
+) -> None:
     """Write the one line that says how a migration ended."""
     ended = progress.state.value if not progress.reason else f"{progress.state.value}: "
     log.info(
-        "migration %s: %s from %s %s%s; %s%s",
+        f"migration %s: %s {way} %s %s%s; %s%s",
         progress.migration_id,
         progress.name or "a guest",
         progress.peer,

@@ -1,0 +1,291 @@
+"""Guests on their way out: who is dialled, what is asked for, and who runs the worker.
+
+The protocol is the peer's own: another xendpy host is told by its answer to `help` and gets the
+hand-over with an acknowledgement of every step; a xend gets xend's, and is believed only by its
+`(ok)`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from xendpy.config import XendConfig
+from xendpy.control.watch import OutgoingWatch, total_pages
+from xendpy.errors import (
+    ChannelError,
+    HandshakeError,
+    MigrationAborted,
+    MigrationError,
+    XendError,
+)
+from xendpy.guest.domain import Domain, DomainConfig
+from xendpy.hypervisor.base import Hypervisor, PageSource
+from xendpy.hypervisor.testguest import is_test_guest
+from xendpy.migration.handover import Direction, Entry, Journal, Step
+from xendpy.migration.preflight import Check, Status, gather_facts
+from xendpy.migration.progress import MigrationProgress, MigrationState
+from xendpy.migration.send import CancelToken, MigrationPlan
+from xendpy.relocation import frames, incoming, resolve
+from xendpy.relocation.channel import Channel
+from xendpy.relocation.client import Peer, ask, connect, operations
+from xendpy.relocation.frames import FrameType
+from xendpy.relocation.handshake import Ready
+from xendpy.relocation.outgoing import Outcome, Transfer, send_to_xend, send_to_xendpy
+from xendpy.stream.legacy_dialect import DIALECTS, Dialect
+from xendpy.stream.legacy_encode import LegacyEncoder
+from xendpy.stream.xend import encode_envelope
+
+NEWEST_RELEASE = "4.2+"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One migration as somebody asked for it; `config` is the guest's, as it leaves."""
+
+    domain: Domain
+    config: DomainConfig
+    peer: Peer
+    plan: MigrationPlan
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """One migration under way; `watch` and `cancel` are for any thread."""
+
+    order: Order
+    entry: Entry
+    watch: OutgoingWatch
+    cancel: CancelToken = field(default_factory=CancelToken)
+
+
+def dialect(release: str) -> Dialect:
+    """Return how a xend of that release wants its stream."""
+    return DIALECTS["4.4" if release == NEWEST_RELEASE else release]
+
+
+def choose_peer(config: XendConfig, name: str, *, port: int = 0, release: str = "") -> Peer:
+    """Return where `name` is: a row of the configuration, else whatever the resolver says."""
+    row = config.peer(name)
+    return Peer(
+        name=name,
+        address=row.address if row else name,
+        port=port or (row.port if row else 0) or config.relocation_port,
+        release=release or (row.release if row else NEWEST_RELEASE),
+    )
+
+
+class Dialler:
+    """Dials peers, in worker threads, as the configuration of this moment says."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        journal: Journal,
+        host_id: str,
+        config: Callable[[], XendConfig],
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._journal = journal
+        self._host_id = host_id
+        self._config = config
+
+    @property
+    def host_name(self) -> str:
+        """This host's name for guests and peers."""
+        return self._config().host_name or os.uname().nodename
+
+    def begin(self, entry_id: str, order: Order) -> Outgoing:
+        """Journal a migration that is about to begin: the guest is here."""
+        entry = self._journal.begin(
+            Entry(
+                id=entry_id,
+                direction=Direction.OUT,
+                step=Step.SENDING,
+                name=order.config.name,
+                uuid=order.config.uuid,
+                peer=order.peer.name,
+                address=order.peer.address,
+                port=order.peer.port,
+                live=order.plan.live,
+            )
+        )
+        progress = MigrationProgress(
+            migration_id=entry_id,
+            peer=order.peer.name,
+            name=order.config.name,
+            uuid=order.config.uuid,
+            total_pages=total_pages(order.config.memory_mib),
+            started_s=time.time(),
+        )
+        return Outgoing(order, entry, OutgoingWatch(progress))
+
+    def run(self, outgoing: Outgoing) -> Outcome:
+        """Send the guest, and say where it is then. Blocking.
+
+        Raises:
+            MigrationAborted: somebody cancelled; the guest goes on here.
+            MigrationError: it failed; the guest goes on here.
+        """
+        try:
+            outcome = self._run(outgoing)
+        except MigrationAborted as error:
+            outgoing.watch.ended(MigrationState.ABORTED, str(error))
+            raise
+        except XendError as error:
+            outgoing.watch.ended(MigrationState.FAILED, str(error))
+            raise
+        doubt = outcome is Outcome.IN_DOUBT
+        entry = self._journal.get(outgoing.entry.id, Direction.OUT)
+        reason = f"in doubt: {entry.reason}" if doubt and entry is not None else ""
+        outgoing.watch.ended(MigrationState.FAILED if doubt else MigrationState.DONE, reason)
+        return outcome
+
+    def _run(self, outgoing: Outgoing) -> Outcome:
+        try:
+            return self._dial_and_send(outgoing)
+        except (XendError, OSError) as error:
+            entry = self._journal.get(outgoing.entry.id, Direction.OUT)
+            if entry is not None and entry.step is Step.SENDING:
+                # Nothing of the guest has left: the peer has nothing to be told.
+                self._journal.advance(entry.id, Direction.OUT, Step.KEPT, reason=str(error))
+                self._journal.advance(entry.id, Direction.OUT, Step.CLOSED)
+            if outgoing.cancel.cancelled and not isinstance(error, MigrationAborted):
+                raise MigrationAborted(outgoing.cancel.by) from error
+            if isinstance(error, MigrationError):
+                raise
+            raise MigrationError(_told(error), migration_id=outgoing.entry.id) from error
+
+    def _dial_and_send(self, outgoing: Outgoing) -> Outcome:
+        order = outgoing.order
+        with (
+            self._connect(order.peer) as channel,
+            self._hypervisor.save(order.domain) as opened,
+        ):
+            assert self._hypervisor.capabilities().page_access
+            source = cast(PageSource, opened)
+            outgoing.cancel.on_cancel(lambda: _wake(channel, source))
+            outgoing.cancel.check()
+            if incoming.OPERATION in operations(channel):
+                return self._send_to_xendpy(outgoing, channel, source)
+            return self._send_to_xend(outgoing, channel, source)
+
+    def _send_to_xend(self, outgoing: Outgoing, channel: Channel, source: PageSource) -> Outcome:
+        order = outgoing.order
+        if is_test_guest(order.config):
+            raise MigrationError(
+                f"{order.peer.name} is no xendpy host: a test guest can run nowhere else"
+            )
+        spoken = dialect(order.peer.release)
+        transfer = self._transfer(outgoing, channel, source, spoken)
+        return send_to_xend(transfer)
+
+    def _send_to_xendpy(self, outgoing: Outgoing, channel: Channel, source: PageSource) -> Outcome:
+        host_id = self._open(channel, outgoing.entry.id)
+        entry = self._journal.learn_peer(
+            outgoing.entry.id, Direction.OUT, host_id, local=host_id == self._host_id
+        )
+        outgoing.entry = entry
+        transfer = self._transfer(outgoing, channel, source, dialect(NEWEST_RELEASE))
+        return send_to_xendpy(transfer, self._plan(outgoing.order, dry_run=False))
+
+    def _open(self, channel: Channel, entry_id: str) -> str:
+        """Open xendpy's own protocol and return the peer's host-id."""
+        answer = ask(channel, incoming.opening(entry_id, self._host_id))
+        if not isinstance(answer, Ready) or answer.op != incoming.OPERATION:
+            raise HandshakeError(f"the peer answered {answer}", peer=channel.peer)
+        return resolve.field(answer.text, "host-id")
+
+    def _plan(self, order: Order, *, dry_run: bool) -> dict[str, Any]:
+        facts = gather_facts(order.config, self.host_name)
+        return {
+            "live": order.plan.live,
+            "dry_run": dry_run,
+            "host": self.host_name,
+            "facts": facts.to_json(),
+        }
+
+    def _transfer(
+        self, outgoing: Outgoing, channel: Channel, source: PageSource, spoken: Dialect
+    ) -> Transfer:
+        config = outgoing.order.config
+        xendpy = outgoing.entry.peer_host_id != ""
+        return Transfer(
+            channel=channel,
+            source=source,
+            encoder=LegacyEncoder(spoken, config.guest_type),
+            envelope=config.encode() if xendpy else encode_envelope(config),
+            journal=self._journal,
+            entry=outgoing.entry,
+            plan=outgoing.order.plan,
+            watcher=outgoing.watch,
+            cancel=outgoing.cancel,
+        )
+
+    def _connect(self, peer: Peer) -> Channel:
+        config = self._config()
+        address = config.relocation_address
+        bind = address if address and address[0].isdigit() else ""
+        return connect(peer, bind_address=bind, stall_timeout_s=config.stall_timeout_s)
+
+    def look(self, order: Order, entry_id: str) -> list[Check]:
+        """Return what preflight finds, on both sides, without sending anything."""
+        checks = [Check("guest", Status.OK, f"{order.config.name} is here", "source")]
+        try:
+            with self._connect(order.peer) as channel:
+                where = f"{order.peer.address}:{order.peer.port}"
+                checks.append(Check("port", Status.OK, f"{where} answers", "source"))
+                offered = operations(channel)
+                checks.append(Check("hosts-allow", Status.OK, "the peer lets this host in"))
+                if incoming.OPERATION not in offered:
+                    return [*checks, *_about_xend(order, offered)]
+                self._open(channel, entry_id)
+                checks.append(Check("protocol", Status.OK, "the peer is a xendpy host"))
+                return [*checks, *self._ask_checks(channel, order)]
+        except ChannelError as error:
+            return [*checks, Check("port", Status.FAILED, _told(error), "source")]
+        except HandshakeError as error:
+            return [*checks, Check("hosts-allow", Status.FAILED, error.reason)]
+
+    def _ask_checks(self, channel: Channel, order: Order) -> list[Check]:
+        plan = self._plan(order, dry_run=True)
+        frames.send_json(channel, FrameType.PLAN, plan)
+        frames.send_frame(channel, FrameType.CONFIG, order.config.encode())
+        _, body = frames.recv_frame(channel, FrameType.CHECKS)
+        said = frames.parse_json(body).get("checks", [])
+        return [Check.parse(item) for item in said if isinstance(item, dict)]
+
+    def ask_peer(self, entry: Entry) -> resolve.Answer:
+        """Redial the target of `entry` and ask what became of its guest.
+
+        Raises:
+            XendError: it cannot be reached, or answers something else.
+        """
+        config = self._config()
+        peer = choose_peer(config, entry.peer, port=entry.port)
+        peer = replace(peer, address=entry.address or peer.address)
+        with self._connect(peer) as channel:
+            return resolve.ask_target(channel, entry, self._host_id)
+
+
+def _about_xend(order: Order, offered: frozenset[str]) -> list[Check]:
+    release = order.peer.release
+    checks = [Check("protocol", Status.WARNING, f"the peer is a xend, spoken to as {release}")]
+    if "receive" not in offered:
+        checks.append(Check("protocol", Status.FAILED, "the peer receives no guests"))
+    if is_test_guest(order.config):
+        text = "a test guest can run on xendpy hosts only"
+        checks.append(Check("guest", Status.FAILED, text, "source"))
+    return checks
+
+
+def _wake(channel: Channel, source: PageSource) -> None:
+    channel.abort()
+    source.cancel()
+
+
+def _told(error: Exception) -> str:
+    return str(getattr(error, "reason", error))

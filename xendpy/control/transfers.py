@@ -1,0 +1,285 @@
+"""The migrations of this host that go out: started, cancelled, resolved, settled.
+
+Used in the event loop's thread; the work is done by threads. A migration goes on when whoever
+asked for it goes away. What a broken connection or a crash left open is brought to its end by a
+task that redials, as long as it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from xendpy.config import XendConfig
+from xendpy.control.guests import Guests
+from xendpy.control.migrations import Migration, Migrations, Way
+from xendpy.control.migrator import MigrateRequest
+from xendpy.control.outbound import Dialler, Order, Outgoing, choose_peer
+from xendpy.control.ownership import Ownership
+from xendpy.errors import DomainError, MigrationError, Unsupported, XendError
+from xendpy.guest.domain import Domain, DomainSummary
+from xendpy.migration.handover import Direction, Entry, Journal, Step, new_id
+from xendpy.migration.precopy import OnNoConvergence, PrecopyLimits
+from xendpy.migration.preflight import Check
+from xendpy.migration.send import MigrationPlan
+from xendpy.relocation.outgoing import Outcome
+
+log = logging.getLogger(__name__)
+
+RETRY_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)  # between redials; the last one from then on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrateOptions:
+    """What our own `xm migrate` can ask for beyond xend's; bandwidth in bytes/s, 0 = any."""
+
+    limits: PrecopyLimits = field(default_factory=PrecopyLimits)
+    bandwidth_bytes_per_s: int = 0
+    release: str = ""
+
+    @classmethod
+    def parse(cls, value: dict[str, Any]) -> MigrateOptions:
+        """Return the options in an RPC struct.
+
+        Raises:
+            DomainError: one of them is impossible.
+        """
+        known = {
+            "max_downtime_s", "max_iterations", "timeout_s", "on_no_convergence", "bandwidth",
+            "release",
+        }  # fmt: skip
+        unknown = set(value) - known
+        if unknown:
+            raise DomainError("", f"unknown migration option: {', '.join(sorted(unknown))}")
+        try:
+            default = PrecopyLimits()
+            limits = PrecopyLimits(
+                max_downtime_s=float(value.get("max_downtime_s", default.max_downtime_s)),
+                max_iterations=int(value.get("max_iterations", default.max_iterations)),
+                timeout_s=float(value.get("timeout_s", 0)),
+                on_no_convergence=OnNoConvergence(value.get("on_no_convergence", "pause")),
+            )
+            options = cls(
+                limits=limits,
+                bandwidth_bytes_per_s=int(value.get("bandwidth", 0)),
+                release=str(value.get("release", "")),
+            )
+        except (ValueError, TypeError) as error:
+            raise DomainError("", f"bad migration option: {error}") from error
+        if limits.max_downtime_s <= 0 or limits.max_iterations < 1 or limits.timeout_s < 0:
+            raise DomainError("", "downtime, iterations and timeout must be positive")
+        return options
+
+
+class Transfers:
+    """Everything that goes out of this host; the `Migrator` of the service calls."""
+
+    def __init__(
+        self,
+        guests: Guests,
+        journal: Journal,
+        migrations: Migrations,
+        dialler: Dialler,
+        config: Callable[[], XendConfig],
+    ) -> None:
+        self._guests = guests
+        self._journal = journal
+        self._migrations = migrations
+        self._dialler = dialler
+        self._config = config
+        self._ownership = Ownership(guests.hypervisor, journal, guests.workers)
+        self._running: dict[str, tuple[Outgoing, asyncio.Task[Outcome]]] = {}
+        self._wanted = asyncio.Event()
+
+    @property
+    def ownership(self) -> Ownership:
+        return self._ownership
+
+    async def migrate(self, guest: DomainSummary, request: MigrateRequest) -> None:
+        """Send a guest away and wait; the caller holds it. Cancelling cancels the migration.
+
+        Raises:
+            MigrationError: it stays here, or who owns it is in doubt; the text says which.
+        """
+        outgoing, task = await self._begin(guest, request, MigrateOptions())
+        try:
+            outcome = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            outgoing.cancel.cancel("shutdown")
+            await asyncio.wait([task])
+            raise
+        if outcome is Outcome.IN_DOUBT:
+            raise MigrationError(self.doubt(outgoing.entry.id), migration_id=outgoing.entry.id)
+
+    def doubt(self, entry_id: str) -> str:
+        """Return what the operator is told of a migration in doubt."""
+        entry = self._journal.get(entry_id, Direction.OUT)
+        assert entry is not None
+        return (
+            f"{entry.name} is suspended here and may be owned by {entry.peer}: {entry.reason};"
+            f" see `xm migrations`"
+        )
+
+    async def start(self, reference: str, request: MigrateRequest, options: MigrateOptions) -> str:
+        """Begin a migration that goes on by itself, and return its id."""
+        started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._detached(reference, request, options, started))
+        task.add_done_callback(_consume)
+        return await started
+
+    async def _detached(
+        self,
+        reference: str,
+        request: MigrateRequest,
+        options: MigrateOptions,
+        started: asyncio.Future[str],
+    ) -> None:
+        try:
+            async with self._guests.leaving(reference, request) as guest:
+                outgoing, task = await self._begin(guest, request, options)
+                started.set_result(outgoing.entry.id)
+                outcome = await asyncio.shield(task)
+                if outcome is not Outcome.MOVED:
+                    raise MigrationError("in doubt")
+        except XendError as error:
+            if not started.done():
+                started.set_exception(error)
+        except BaseException:
+            if not started.done():
+                started.cancel()
+            raise
+
+    async def _begin(
+        self, guest: DomainSummary, request: MigrateRequest, options: MigrateOptions
+    ) -> tuple[Outgoing, asyncio.Task[Outcome]]:
+        if request.tls:
+            raise Unsupported("over sslreceive no verdict can come: this host does not send so")
+        order = self._order(guest, request, options)
+        outgoing = await self._guests.workers.quick(self._dialler.begin, new_id(), order)
+        self._migrations.add(
+            Migration(
+                id=outgoing.entry.id,
+                way=Way.OUT,
+                look=lambda: outgoing.watch.progress,
+                abort=outgoing.cancel.cancel,
+            )
+        )
+        task = asyncio.create_task(self._run(outgoing))
+        self._running[outgoing.entry.id] = (outgoing, task)
+        return outgoing, task
+
+    def _order(
+        self, guest: DomainSummary, request: MigrateRequest, options: MigrateOptions
+    ) -> Order:
+        assert guest.domid is not None
+        config = self._config()
+        plan = MigrationPlan(
+            live=request.live,
+            limits=options.limits,
+            bandwidth_bytes_per_s=options.bandwidth_bytes_per_s,
+            verdict_timeout_s=config.verdict_timeout_s,
+        )
+        peer = choose_peer(config, request.destination, port=request.port, release=options.release)
+        sent = guest.config
+        if request.node >= 0:
+            sent = sent.with_values(node=request.node)
+        return Order(Domain(domid=guest.domid, uuid=guest.uuid, name=guest.name), sent, peer, plan)
+
+    async def _run(self, outgoing: Outgoing) -> Outcome:
+        def shut_down() -> None:
+            outgoing.cancel.cancel("shutdown")
+
+        try:
+            return await self._guests.workers.long(lambda: self._dialler.run(outgoing), shut_down)
+        finally:
+            del self._running[outgoing.entry.id]
+            self._migrations.end(Way.OUT, outgoing.entry.id)
+            self._wanted.set()
+
+    def cancel(self, migration_id: str, by: str) -> bool:
+        """Cancel a migration under way; False if it is being handed over, or over.
+
+        Raises:
+            MigrationError: there is none with that id under way.
+        """
+        running = self._running.get(migration_id)
+        if running is None:
+            raise MigrationError(f"no migration {migration_id} is under way")
+        return running[0].cancel.cancel(by)
+
+    async def look(
+        self, reference: str, request: MigrateRequest, options: MigrateOptions
+    ) -> list[Check]:
+        """Return what preflight finds on both sides, without sending anything."""
+        guest = await self._guests.get(reference)
+        if guest.domid is None or guest.domid == 0:
+            raise DomainError(guest.name, f"Domain '{guest.name}' is not running")
+        order = self._order(guest, request, options)
+        workers = self._guests.workers
+        return await workers.quick(self._dialler.look, order, new_id())
+
+    async def settle(self, prefix: str, choice: str) -> Entry:
+        """Let an operator decide who owns a guest in doubt; see Ownership.settle."""
+        entry = self._journal.find(prefix)
+        if entry.id in self._running:
+            raise MigrationError(f"migration {entry.id} is still under way")
+        settled = await self._ownership.settle(entry, choice)
+        self._wanted.set()
+        return settled
+
+    def open_entries(self) -> list[Entry]:
+        """Return what the journal has not closed, except what is under way; oldest first."""
+        return [entry for entry in self._journal.open_entries() if entry.id not in self._running]
+
+    async def resolve_for_ever(self) -> None:
+        """Redial the targets of what is open, until nothing is; for ever."""
+        attempts: dict[str, int] = {}
+        while True:
+            self._wanted.clear()
+            pending = [entry for entry in self.open_entries() if entry.direction is Direction.OUT]
+            for entry in pending:
+                settled = await self._resolve(entry)
+                attempts[entry.id] = 0 if settled else attempts.get(entry.id, 0) + 1
+            attempts = {entry.id: attempts[entry.id] for entry in pending}
+            await self._pause(attempts)
+
+    async def _pause(self, attempts: dict[str, int]) -> None:
+        """Wait for the next redial that is due, or for news."""
+        waits = [RETRY_S[min(tries, len(RETRY_S) - 1)] for tries in attempts.values()]
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wanted.wait(), min(waits) if waits else None)
+
+    async def _resolve(self, entry: Entry) -> bool:
+        """Bring one open migration a step on; False if the peer cannot say yet."""
+        if entry.step is Step.SENT or not entry.peer_host_id:
+            if entry.step in (Step.KEPT, Step.MOVED):  # a xend is told nothing
+                await self._ownership.close(entry)
+            return entry.step is not Step.SENT
+        try:
+            answer = await self._guests.workers.long(
+                lambda: self._dialler.ask_peer(entry), lambda: None
+            )
+        except XendError as error:
+            log.info("migration %s: %s cannot say yet: %s", entry.id[:8], entry.peer, error)
+            return False
+        if answer.host_id != entry.peer_host_id:
+            log.warning(
+                "migration %s: %s is another host now (%s): that settles nothing",
+                entry.id[:8], entry.peer, answer.host_id,
+            )  # fmt: skip
+            return False
+        try:
+            return await self._ownership.heard(entry, answer.state)
+        except XendError as error:
+            log.warning("migration %s: %s", entry.id[:8], error)
+            return False
+
+
+def _consume(task: asyncio.Task[None]) -> None:
+    # A detached migration has told whoever looks at the table; nobody awaits it.
+    if not task.cancelled() and task.exception() is not None:
+        log.error("a migration ended by a fault of this daemon", exc_info=task.exception())

@@ -1,0 +1,118 @@
+"""What an outgoing migration shows while it runs: snapshots, from the worker's news."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from xendpy.guest.pages import PAGE_SIZE
+from xendpy.migration.precopy import FIXED_DOWNTIME_S, Suspended
+from xendpy.migration.progress import (
+    DowntimeReport,
+    MigrationProgress,
+    MigrationState,
+    Round,
+    log_begin,
+    log_end,
+)
+
+RATE_WINDOW_S = 1.0  # the current rate is that of about the last second
+
+
+class OutgoingWatch:
+    """A relocation.outgoing.Watcher; `progress` is replaced by assignment, for any thread."""
+
+    def __init__(self, progress: MigrationProgress) -> None:
+        self.progress = progress
+        self._begun_s = time.monotonic()
+        self._window_s = self._begun_s
+        self._window_bytes = 0
+        self._in_round = 0
+        self._to_send = progress.total_pages
+        self._suspended_s: float | None = None
+        self._last_round_s: float | None = None
+        self._sent_all_s: float | None = None
+
+    def negotiated(self, protocol: str) -> None:
+        """The peer has answered; what follows is the guest."""
+        log_begin(self.progress, "sending", "to")
+        self._show(
+            state=MigrationState.PRECOPY,
+            protocol=protocol,
+            setup_s=time.monotonic() - self._begun_s,
+            remaining_pages=self._to_send,
+        )
+
+    def sent(self, nr_bytes: int, nr_pages: int) -> None:
+        """Some of it has gone to the kernel."""
+        self._in_round += nr_pages
+        now_s = time.monotonic()
+        rate = self.progress.current_bytes_per_s
+        done = self.progress.bytes_done + nr_bytes
+        if now_s - self._window_s >= RATE_WINDOW_S or not rate:
+            rate = (done - self._window_bytes) / max(now_s - self._window_s, 1e-3)
+            if now_s - self._window_s >= RATE_WINDOW_S:
+                self._window_s, self._window_bytes = now_s, done
+        self._show(
+            bytes_done=done,
+            pages=self.progress.pages + nr_pages,
+            remaining_pages=max(0, self._to_send - self._in_round),
+            current_bytes_per_s=rate,
+        )
+
+    def round_done(self, done: Round) -> None:
+        """An iteration has ended; what the guest wrote meanwhile is the next one."""
+        self._in_round, self._to_send = 0, done.dirtied_pages
+        pages_per_s = done.sent_pages / done.seconds
+        if done.last:
+            self._last_round_s = done.seconds
+        expected = done.dirtied_pages / pages_per_s if pages_per_s else None
+        self._show(
+            iteration=done.index if done.last else done.index + 1,
+            rounds=(*self.progress.rounds, done),
+            remaining_pages=done.dirtied_pages,
+            dirty_pages_per_s=done.dirtied_pages / done.seconds,
+            expected_downtime_s=None if expected is None else expected + FIXED_DOWNTIME_S,
+        )
+
+    def suspended(self, news: Suspended) -> None:
+        """The guest stands still."""
+        self._suspended_s = time.monotonic()
+        self._show(state=MigrationState.STOP_AND_COPY, converged=news.verdict.converged)
+
+    def handing_over(self) -> None:
+        """The last byte is about to go: nothing can be cancelled any more."""
+        self._sent_all_s = time.monotonic()
+        self._show(state=MigrationState.COMPLETING)
+
+    def running_there(self, report: dict[str, Any]) -> None:
+        """The target runs it."""
+        self._show(downtime=self._downtime(report))
+
+    def ended(self, state: MigrationState, reason: str = "") -> None:
+        """It is over, one way or the other."""
+        self._show(state=state, reason=reason, remaining_pages=0)
+        log_end(self.progress, self.progress.downtime, "to")
+
+    def _downtime(self, report: dict[str, Any]) -> DowntimeReport:
+        now_s = time.monotonic()
+        suspended_s = self._suspended_s if self._suspended_s is not None else now_s
+        resume = report.get("resume_s")
+        resume_s = float(resume) if isinstance(resume, int | float) else 0.0
+        memory_s = self._last_round_s or 0.0
+        # What is neither the last iteration nor the unpausing over there: vcpus, device model,
+        # hand-over.
+        rest_s = max(0.0, now_s - suspended_s - memory_s - resume_s)
+        return DowntimeReport(
+            suspend_s=0.0, last_iteration_s=memory_s, vcpu_state_s=rest_s, resume_s=resume_s
+        )
+
+    def _show(self, **changes: Any) -> None:
+        elapsed_s = time.monotonic() - self._begun_s
+        self.progress = replace(self.progress, elapsed_s=elapsed_s, **changes)
+
+
+def total_pages(memory_mib: int) -> int:
+    """Return the pages that a guest of that memory has."""
+    return memory_mib * (1 << 20) // PAGE_SIZE

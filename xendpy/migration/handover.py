@@ -1,0 +1,279 @@
+"""Who owns a guest, at every moment: the journal of migrations.
+
+One rule: no copy becomes runnable before the other has stopped being so, and no copy is dropped
+before the other is durable. Every step is journalled before it is acted on; after a crash the
+journal says whose guest it is.
+
+Between two xendpy hosts:
+
+    source                              target
+    SENDING   the guest is here         INCOMING  nothing is whole yet
+                        <- received --  RECEIVED  whole, durable, paused; not ours
+    RELEASED  never run it again
+              -- released ->            OWNED     ours; unpause
+                        <- running --   RUNNING
+    MOVED     destroy the copy
+              -- forgotten ->           CLOSED
+    CLOSED
+
+A source that has not written RELEASED owns its guest and may go on at any time (KEPT): the
+target never runs a copy that was not released. A source that has written it never runs the guest
+again unless the target says that it has none and never will (not-received, a tombstone).
+
+To an old xend there is one answer at best: the source writes SENT before the end of the stream
+leaves, and goes to MOVED on `(ok)`, to KEPT on `(err`. Silence leaves SENT: in doubt, held, for
+the operator to settle.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from xendpy.errors import MigrationError
+from xendpy.hypervisor.durable import Durable
+
+HISTORY = 200  # closed entries kept for `xm migrations`
+
+
+class Direction(StrEnum):
+    OUT = "out"
+    IN = "in"
+
+
+class Step(StrEnum):
+    """Where a hand-over stands. The first six are a source's, the others a target's."""
+
+    SENDING = "sending"
+    SENT = "sent"  # old xend only: the end of the stream may have left
+    RELEASED = "released"
+    MOVED = "moved"
+    KEPT = "kept"  # the guest stays; a xendpy peer is still to be told
+    CLOSED = "closed"
+
+    INCOMING = "incoming"
+    RECEIVED = "received"
+    OWNED = "owned"
+    RUNNING = "running"
+    NOT_RECEIVED = "not-received"  # the tombstone: whatever comes later is not taken
+
+
+# What may follow what; a closed entry's `result` keeps how it ended.
+NEXT: Mapping[Step, frozenset[Step]] = {
+    Step.SENDING: frozenset({Step.SENT, Step.RELEASED, Step.KEPT, Step.MOVED}),
+    Step.SENT: frozenset({Step.MOVED, Step.KEPT}),
+    Step.RELEASED: frozenset({Step.MOVED, Step.KEPT}),
+    Step.MOVED: frozenset({Step.CLOSED}),
+    Step.KEPT: frozenset({Step.CLOSED}),
+    Step.INCOMING: frozenset({Step.RECEIVED, Step.NOT_RECEIVED}),
+    Step.RECEIVED: frozenset({Step.OWNED, Step.NOT_RECEIVED}),
+    Step.OWNED: frozenset({Step.RUNNING}),
+    Step.RUNNING: frozenset({Step.CLOSED}),
+    Step.NOT_RECEIVED: frozenset({Step.CLOSED}),
+    Step.CLOSED: frozenset(),
+}
+IN_DOUBT = frozenset({Step.SENT, Step.RELEASED, Step.RECEIVED})
+AWAY = frozenset({Step.RELEASED, Step.MOVED, Step.SENT})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One migration in the journal; times are seconds since the epoch.
+
+    `id` is 32 hex digits of a secret: who knows it may ask about the migration.
+    `result` is empty until it is closed, then moved, kept, running or not-received.
+    """
+
+    id: str
+    direction: Direction
+    step: Step
+    name: str
+    uuid: str
+    peer: str
+    address: str = ""
+    port: int = 0
+    peer_host_id: str = ""  # empty: the peer is a xend, or has not said yet
+    live: bool = False
+    local: bool = False
+    created_s: float = 0.0
+    updated_s: float = 0.0
+    reason: str = ""
+    result: str = ""
+
+    @property
+    def key(self) -> tuple[str, Direction]:
+        """What tells entries apart: a localhost migration is in the journal twice."""
+        return self.id, self.direction
+
+    @property
+    def in_doubt(self) -> bool:
+        return self.step in IN_DOUBT
+
+    @property
+    def closed(self) -> bool:
+        return self.step is Step.CLOSED
+
+
+def new_id() -> str:
+    """Return a fresh migration id: 128 random bits as 32 hex digits."""
+    return secrets.token_hex(16)
+
+
+class Journal:
+    """The entries of one host, one small file each below `directory`.
+
+    Every change is on disk, through `durable`, before the call returns. Any thread may call; a
+    migration has one writer at a time, which the callers see to.
+    """
+
+    def __init__(self, directory: Path, durable: Durable, clock: Callable[[], float]) -> None:
+        self._directory = directory
+        self._durable = durable
+        self._clock = clock
+        self._entries: dict[tuple[str, Direction], Entry] = {}
+        # Guards the dictionary only; no I/O happens under it.
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        durable.mkdir(directory)
+        for path in sorted(directory.glob("*.json")):
+            entry = _load(path)
+            self._entries[entry.key] = entry
+        self._prune()
+
+    def begin(self, entry: Entry) -> Entry:
+        """Write a new entry down.
+
+        Raises:
+            MigrationError: the id is known already.
+        """
+        stamped = replace(entry, created_s=self._clock(), updated_s=self._clock())
+        with self._lock:
+            if entry.key in self._entries:
+                raise MigrationError(f"migration {entry.id} is known already")
+            self._entries[entry.key] = stamped
+        self._write(stamped)
+        return stamped
+
+    def advance(
+        self, entry_id: str, direction: Direction, step: Step, *, reason: str = ""
+    ) -> Entry:
+        """Write down that a migration has come to `step`, and return the entry.
+
+        Coming again to the step it is at changes the reason at most.
+
+        Raises:
+            MigrationError: the step may not follow; somebody else settled the migration.
+        """
+        # Held over the write: two threads may decide about one migration (its own connection and
+        # a redialling source), and what is on disk first must be what counts.
+        with self._turn:
+            entry = self._known(entry_id, direction)
+            if entry.step is step and not reason:
+                return entry
+            if entry.step is not step and step not in NEXT[entry.step]:
+                raise MigrationError(
+                    f"migration {entry_id}: {step} may not follow {entry.step}",
+                    migration_id=entry_id,
+                    state=entry.step,
+                )
+            closing = step is Step.CLOSED and entry.step is not step
+            return self._put(
+                replace(
+                    entry,
+                    step=step,
+                    result=str(entry.step) if closing else entry.result,
+                    reason=reason or entry.reason,
+                    updated_s=self._clock(),
+                )
+            )
+
+    def learn_peer(
+        self, entry_id: str, direction: Direction, host_id: str, *, local: bool
+    ) -> Entry:
+        """Write down which host the peer is: only that one may settle the migration."""
+        with self._turn:
+            entry = self._known(entry_id, direction)
+            return self._put(replace(entry, peer_host_id=host_id, local=local))
+
+    def get(self, entry_id: str, direction: Direction) -> Entry | None:
+        """Return the entry with that id, or None."""
+        with self._lock:
+            return self._entries.get((entry_id, direction))
+
+    def _known(self, entry_id: str, direction: Direction) -> Entry:
+        entry = self.get(entry_id, direction)
+        if entry is None:
+            raise AssertionError(f"migration {entry_id} ({direction}) is not in the journal")
+        return entry
+
+    def _put(self, entry: Entry) -> Entry:
+        self._write(entry)
+        with self._lock:
+            self._entries[entry.key] = entry
+        return entry
+
+    def find(self, prefix: str) -> Entry:
+        """Return the one entry whose id begins with `prefix`.
+
+        Raises:
+            MigrationError: there is none, or more than one.
+        """
+        found = [entry for entry in self.entries() if entry.id.startswith(prefix.lower())]
+        doubtful = [entry for entry in found if not entry.closed] or found
+        if len(doubtful) != 1 or not prefix:
+            what = "no migration" if not found else f"{len(found)} migrations"
+            raise MigrationError(f"{what} with an id that begins with '{prefix}'")
+        return doubtful[0]
+
+    def entries(self) -> list[Entry]:
+        """Return every entry, oldest first."""
+        with self._lock:
+            return sorted(self._entries.values(), key=lambda entry: entry.created_s)
+
+    def open_entries(self) -> list[Entry]:
+        """Return the entries that are not closed, oldest first."""
+        return [entry for entry in self.entries() if not entry.closed]
+
+    def moved_away(self, uuid: str) -> Entry | None:
+        """Return the entry by which the guest `uuid` left this host and did not come back."""
+        last: Entry | None = None
+        for entry in self.entries():
+            if entry.uuid != uuid or entry.local:
+                continue
+            if entry.direction is Direction.OUT:
+                away = entry.step in AWAY or entry.result == Step.MOVED
+                last = entry if away else None
+            elif entry.step in (Step.OWNED, Step.RUNNING) or entry.result == Step.RUNNING:
+                last = None
+        return last
+
+    def _write(self, entry: Entry) -> None:
+        body = json.dumps(asdict(entry), indent=1, sort_keys=True).encode()
+        self._durable.write_file(self._path(entry), body)
+
+    def _prune(self) -> None:
+        closed = [entry for entry in self.entries() if entry.closed]
+        for entry in closed[:-HISTORY]:
+            away = self.moved_away(entry.uuid)
+            if away is not None and away.key == entry.key:
+                continue  # the only memory of where that guest went
+            self._durable.unlink(self._path(entry))
+            del self._entries[entry.key]
+
+    def _path(self, entry: Entry) -> Path:
+        return self._directory / f"{entry.id}.{entry.direction}.json"
+
+
+def _load(path: Path) -> Entry:
+    try:
+        values = json.loads(path.read_bytes())
+        values["direction"] = Direction(values["direction"])
+        values["step"] = Step(values["step"])
+        return Entry(**values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise MigrationError(f"{path}: not a journal entry: {error}") from error

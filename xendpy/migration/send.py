@@ -1,0 +1,180 @@
+"""Send a guest: its records, first to last, through an encoder, at the rate that is allowed.
+
+Blocking; runs in a worker thread. Neutral to driver, format and wire: the source yields records,
+the encoder turns them into pieces, `write` takes the pieces to the peer.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from xendpy.errors import MigrationAborted
+from xendpy.hypervisor.base import PageSource
+from xendpy.migration.precopy import PrecopyLimits, Suspended, precopy
+from xendpy.migration.progress import Round
+from xendpy.stream.records import Pages, Record
+
+Pieces = Sequence[bytes | memoryview]
+
+
+class Encoder(Protocol):
+    """What turns a record into the bytes of a format; pages stay views."""
+
+    def encode(self, record: Record) -> Iterable[bytes | memoryview]: ...
+
+
+class Observer(Protocol):
+    """Who is told how a send goes; called in the worker thread, must be quick."""
+
+    def sent(self, nr_bytes: int, nr_pages: int) -> None: ...
+
+    def round_done(self, done: Round) -> None: ...
+
+    def suspended(self, news: Suspended) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationPlan:
+    """How a migration is to go; `bandwidth_bytes_per_s` 0 = as fast as it can."""
+
+    live: bool
+    limits: PrecopyLimits = field(default_factory=PrecopyLimits)
+    bandwidth_bytes_per_s: int = 0
+    verdict_timeout_s: float = 300.0
+
+
+class CancelToken:
+    """Somebody's wish to stop, seen by the worker between two writes.
+
+    `seal` ends the time in which a wish counts: from then on the guest is being handed over.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._sealed = False
+        self._wake: Callable[[], None] | None = None
+        self.by = ""
+
+    def on_cancel(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called, from the canceller's thread, so that a blocked write returns."""
+        self._wake = wake
+
+    def cancel(self, by: str) -> bool:
+        """Ask the worker to stop; return False if it is too late."""
+        with self._lock:
+            if self._sealed:
+                return False
+            self.by = by
+            self._event.set()
+        if self._wake is not None:
+            self._wake()
+        return True
+
+    def seal(self) -> None:
+        """From here on nothing can be cancelled.
+
+        Raises:
+            MigrationAborted: it was, before.
+        """
+        with self._lock:
+            self.check()
+            self._sealed = True
+
+    @property
+    def cancelled(self) -> bool:
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raise MigrationAborted if somebody cancelled."""
+        if self._event.is_set():
+            raise MigrationAborted(self.by)
+
+    def wait(self, seconds: float) -> None:
+        """Let `seconds` pass, or less if somebody cancels."""
+        self._event.wait(seconds)
+
+
+class Pacer:
+    """Keeps a byte rate: after each write, waits until the rate is met again.
+
+    The allowance that may be saved up is a tenth of a second's worth: short bursts pass, long
+    ones do not, whatever the link did before.
+    """
+
+    def __init__(
+        self,
+        bytes_per_s: int,
+        wait: Callable[[float], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rate = bytes_per_s
+        self._wait = wait
+        self._clock = clock
+        self._due_s = clock()
+
+    def spend(self, nr_bytes: int) -> None:
+        """Account for `nr_bytes` that were sent, and wait if they came too soon."""
+        if not self._rate:
+            return
+        now_s = self._clock()
+        self._due_s = max(self._due_s, now_s - 0.1) + nr_bytes / self._rate
+        if self._due_s > now_s:
+            self._wait(self._due_s - now_s)
+
+
+@dataclass(slots=True, kw_only=True)
+class Sender:
+    """Sends one guest from `source` to `write`; one use."""
+
+    source: PageSource
+    encoder: Encoder
+    write: Callable[[Pieces], None]
+    plan: MigrationPlan
+    observer: Observer
+    cancel: CancelToken
+    clock: Callable[[], float] = time.monotonic
+
+    def send_memory(self) -> None:
+        """Send everything up to the last page; then the guest stands still.
+
+        Raises:
+            PrecopyCancelled: it does not converge, and the plan says cancel.
+            MigrationAborted: somebody cancelled.
+        """
+        pacer = Pacer(self.plan.bandwidth_bytes_per_s, self.cancel.wait, self.clock)
+        for record in self.source.opening():
+            self._send(record, pacer)
+        live = self.plan.live and self.source.live
+        for item in precopy(self.source, self.plan.limits, self.clock, live=live):
+            self.cancel.check()
+            match item:
+                case Pages():
+                    self._send(item, pacer)
+                case Round():
+                    self.observer.round_done(item)
+                case Suspended():
+                    self.observer.suspended(item)
+                    if live:
+                        # A live guest stands still now: what is left goes at full speed.
+                        pacer = Pacer(0, self.cancel.wait, self.clock)
+
+    def send_tail(self) -> None:
+        """Send what comes after memory, up to and including the end of the image."""
+        pacer = Pacer(0, self.cancel.wait, self.clock)
+        for record in self.source.closing():
+            self._send(record, pacer)
+
+    def _send(self, record: Record, pacer: Pacer) -> None:
+        self.cancel.check()
+        pieces = [piece for piece in self.encoder.encode(record) if len(piece)]
+        if not pieces:
+            return
+        self.write(pieces)
+        nr_bytes = sum(len(piece) for piece in pieces)
+        self.observer.sent(nr_bytes, len(record.batch) if isinstance(record, Pages) else 0)
+        pacer.spend(nr_bytes)

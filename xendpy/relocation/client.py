@@ -1,0 +1,73 @@
+"""Dial a relocation port and find out who answers.
+
+Sources: XendDomain.py domain_migrate (3.0.2 - 4.4): `receive\\n`, then up to 80 bytes of reply. A
+sender of ours reads that reply, which no xend ever did. Runs in a worker thread.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+
+from xendpy.errors import ChannelError, HandshakeError
+from xendpy.relocation.channel import Channel
+from xendpy.relocation.handshake import Err, Ok, Ready, parse_reply
+
+CONNECT_TIMEOUT_S = 30.0  # xend >= 3.3
+MAX_REPLY = 1024  # bytes; what xend 4.0 reads of an error
+RELEASES = ("3.0", "3.1", "3.2", "3.4", "4.0", "4.1", "4.2+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Where to dial: `name` is what the user typed, `release` the xend dialect to speak."""
+
+    name: str
+    address: str
+    port: int
+    release: str = "4.2+"
+
+
+def connect(peer: Peer, *, bind_address: str = "", stall_timeout_s: float = 60.0) -> Channel:
+    """Connect to `peer`, from `bind_address` if one is given.
+
+    Raises:
+        ChannelError: nobody answers there; the text is xend's `can't connect: ...`.
+    """
+    source = (bind_address, 0) if bind_address else None
+    try:
+        sock = socket.create_connection(
+            (peer.address, peer.port), timeout=CONNECT_TIMEOUT_S, source_address=source
+        )
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ChannelError(f"can't connect: {reason} ({peer.address}:{peer.port})") from error
+    return Channel(sock, peer=f"{peer.address}:{peer.port}", stall_timeout_s=stall_timeout_s)
+
+
+def ask(channel: Channel, line: bytes, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Ready | Ok:
+    """Send one control line and return the peer's answer.
+
+    Raises:
+        HandshakeError: it refused, closed, or said something else; the text says which.
+    """
+    channel.send([line])
+    reply = channel.recv_line(MAX_REPLY, timeout_s=timeout_s)
+    if not reply:
+        raise HandshakeError(
+            "the peer closed the connection without an answer: is this host in its "
+            "xend-relocation-hosts-allow?",
+            peer=channel.peer,
+        )
+    answer = parse_reply(reply)
+    if isinstance(answer, Err):
+        raise HandshakeError(answer.text, peer=channel.peer, line=reply)
+    return answer
+
+
+def operations(channel: Channel) -> frozenset[str]:
+    """Return the operations the peer lists in its answer to `help`."""
+    answer = ask(channel, b"help\n")
+    words = re.findall(r"[A-Za-z][A-Za-z0-9-]*", answer.text)
+    return frozenset(words) - {"ok", "help"}

@@ -1,0 +1,240 @@
+"""The xendpy-to-xendpy protocol: one framing, spoken after `(xendpy-receive ...)`.
+
+A source that finds `xendpy-receive` in a peer's answer to `help` says, on the same connection,
+
+    (xendpy-receive (version 1) (id HEX128) (host-id UUID) (features (a b ...)))
+
+and is answered `(ready xendpy-receive (host-id UUID) (features (a ...)))`: those of its features
+that the target takes. From there on both sides send frames: u32 type, u32 length, body; integers
+little-endian. Nothing is read ahead, and a frame's length meets its limit before it is read.
+
+    source                         target
+    PLAN      JSON                 CHECKS    JSON: what preflight found
+    CONFIG    guest's sxp          RESERVED  name, uuid and room are held; or REFUSED, text
+    DATA ...  the image            FAILED    text: give up, the guest is yours
+    IMAGE_END u64 image bytes      RECEIVED  whole and durable; never run before RELEASED
+    RELEASED  it is yours          RUNNING   JSON: when it was unpaused
+    FORGOTTEN my copy is gone
+    ABORT     text: the guest stays with me
+
+After a broken connection the source redials and asks with the ops of `resolve.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import IntEnum
+from struct import Struct
+from typing import Any, Protocol
+
+from xendpy.errors import HandshakeError, StreamTruncated
+
+VERSION = 1
+FRAME = Struct("<II")  # type, length
+IMAGE_BYTES = Struct("<Q")
+MAX_CONTROL = 4 << 20  # bytes of any frame but DATA
+MAX_DATA = 128 << 20
+
+
+class FrameType(IntEnum):
+    """Frame types; source's below 16, target's from 16 on."""
+
+    PLAN = 1
+    CONFIG = 2
+    DATA = 3
+    IMAGE_END = 4
+    RELEASED = 5
+    FORGOTTEN = 6
+    ABORT = 7
+    # 8 - 15 reserved
+    CHECKS = 16
+    RESERVED = 17
+    REFUSED = 18
+    FAILED = 19
+    RECEIVED = 20
+    RUNNING = 21
+
+
+class Wire(Protocol):
+    """What framing needs of a channel."""
+
+    def recv_exactly(self, count: int) -> bytes: ...
+
+    def recv_into(self, views: Sequence[memoryview]) -> None: ...
+
+    def send(self, views: Sequence[bytes | memoryview]) -> None: ...
+
+
+def send_frame(wire: Wire, kind: FrameType, body: bytes = b"") -> None:
+    """Send one frame."""
+    wire.send([FRAME.pack(kind, len(body)), body] if body else [FRAME.pack(kind, 0)])
+
+
+def send_json(wire: Wire, kind: FrameType, value: object) -> None:
+    """Send one frame whose body is JSON."""
+    send_frame(wire, kind, json.dumps(value, separators=(",", ":")).encode())
+
+
+def send_data(wire: Wire, pieces: Sequence[bytes | memoryview]) -> int:
+    """Send one DATA frame gathered from `pieces`, without copying; return its body's length."""
+    length = sum(len(piece) for piece in pieces)
+    wire.send([FRAME.pack(FrameType.DATA, length), *pieces])
+    return length
+
+
+def recv_header(wire: Wire) -> tuple[FrameType, int]:
+    """Return the type and length of the next frame; its body is still on the wire.
+
+    Raises:
+        HandshakeError: a type that this version does not know, or a length over its limit.
+    """
+    kind, length = FRAME.unpack(wire.recv_exactly(FRAME.size))
+    try:
+        frame = FrameType(kind)
+    except ValueError:
+        raise HandshakeError(f"frame type {kind:#x} is not known") from None
+    limit = MAX_DATA if frame is FrameType.DATA else MAX_CONTROL
+    if length > limit:
+        raise HandshakeError(f"{frame.name} frame of {length} bytes, at most {limit} are taken")
+    return frame, length
+
+
+def recv_frame(wire: Wire, *expected: FrameType) -> tuple[FrameType, bytes]:
+    """Return the next frame, which must be one of `expected` and no DATA.
+
+    Raises:
+        HandshakeError: it is another one.
+    """
+    frame, length = recv_header(wire)
+    if frame not in expected or frame is FrameType.DATA:
+        names = ", ".join(kind.name for kind in expected)
+        raise HandshakeError(f"{frame.name} frame where {names} was expected")
+    return frame, wire.recv_exactly(length) if length else b""
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """Return a frame's JSON object.
+
+    Raises:
+        HandshakeError: it is none.
+    """
+    try:
+        value = json.loads(body)
+    except ValueError as error:
+        raise HandshakeError(f"a frame's JSON cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise HandshakeError("a frame's JSON is not an object")
+    return value
+
+
+class ImageAborted(Exception):
+    """The source said ABORT in the middle of the image: the guest stays there."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ImageSource:
+    """The image inside DATA frames, as the stream decoder's source.
+
+    `offset` counts image bytes. Pages go from the socket to `views` with no copy between.
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._left = 0
+        self._ended = False
+        self.offset = 0
+
+    def recv_exactly(self, count: int) -> bytes:
+        """Return the next `count` image bytes."""
+        buffer = bytearray(count)
+        self.recv_into([memoryview(buffer)])
+        return bytes(buffer)
+
+    def recv_into(self, views: Sequence[memoryview]) -> None:
+        """Fill `views` with the next image bytes.
+
+        Raises:
+            StreamTruncated: the image ended before.
+            ImageAborted: the source gave up.
+        """
+        wanted = sum(len(view) for view in views)
+        start = self.offset
+        pending = list(views)
+        while pending:
+            if not self._ready():
+                got = self.offset - start
+                raise StreamTruncated(offset=start, wanted=wanted, got=got)
+            now, pending = _split(pending, self._left)
+            self._wire.recv_into(now)
+            count = sum(len(view) for view in now)
+            self._left -= count
+            self.offset += count
+
+    def recv_some(self, view: memoryview) -> int:
+        """Read image bytes into `view` and return how many; 0 = the image ended."""
+        if not self._ready():
+            return 0
+        count = min(self._left, len(view))
+        self.recv_into([view[:count]])
+        return count
+
+    def recv_rest(self, limit: int) -> bytes:
+        """Return all image bytes up to IMAGE_END.
+
+        Raises:
+            StreamTruncated: they are more than `limit`.
+        """
+        parts: list[bytes] = []
+        start = self.offset
+        while self._ready():
+            if self.offset - start + self._left > limit:
+                raise StreamTruncated(offset=start, wanted=limit, got=limit)
+            parts.append(self.recv_exactly(self._left))
+        return b"".join(parts)
+
+    def finish(self) -> None:
+        """Check that the image ends here and that every byte of it came.
+
+        Raises:
+            HandshakeError: image bytes are left over, or the source counted others.
+        """
+        if self._ready():
+            raise HandshakeError(f"{self._left} image bytes follow the end of the image")
+
+    def _ready(self) -> bool:
+        # Whether image bytes are left, in this frame or a following one; empty frames are passed.
+        while not self._left and not self._ended:
+            self._next_frame()
+        return self._left > 0
+
+    def _next_frame(self) -> None:
+        frame, length = recv_header(self._wire)
+        if frame is FrameType.DATA:
+            self._left = length
+            return
+        body = self._wire.recv_exactly(length) if length else b""
+        if frame is FrameType.ABORT:
+            raise ImageAborted(body.decode("utf-8", "replace"))
+        if frame is not FrameType.IMAGE_END or length != IMAGE_BYTES.size:
+            raise HandshakeError(f"{frame.name} frame of {length} bytes inside the image")
+        (said,) = IMAGE_BYTES.unpack(body)
+        if said != self.offset:
+            raise HandshakeError(f"the image has {self.offset} bytes, its sender counts {said}")
+        self._ended = True
+
+
+def _split(views: Sequence[memoryview], room: int) -> tuple[list[memoryview], list[memoryview]]:
+    """Return the views that fit into `room` bytes, the last one cut, and what is left."""
+    now: list[memoryview] = []
+    for index, view in enumerate(views):
+        if len(view) > room:
+            if room:
+                now.append(view[:room])
+            return now, [view[room:], *views[index + 1 :]]
+        now.append(view)
+        room -= len(view)
+    return now, []

@@ -1,0 +1,282 @@
+"""The source's side of a migration, from the first control line to the last word.
+
+Runs in a worker thread, inside `with hypervisor.save(domain) as source`: each function ends the
+save session in exactly one way, and the journal says so before it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+from xendpy.errors import (
+    ChannelError,
+    HandshakeError,
+    MigrationAborted,
+    MigrationError,
+    StreamTruncated,
+    XendError,
+)
+from xendpy.hypervisor.base import PageSource
+from xendpy.migration.handover import Direction, Entry, Journal, Step
+from xendpy.migration.precopy import PrecopyCancelled
+from xendpy.migration.send import CancelToken, Encoder, MigrationPlan, Observer, Pieces, Sender
+from xendpy.relocation import frames
+from xendpy.relocation.channel import Channel
+from xendpy.relocation.client import ask
+from xendpy.relocation.frames import FrameType
+from xendpy.relocation.handshake import Err, Ok, Ready, parse_reply
+
+ERROR_TIMEOUT_S = 3.0  # how long xend >= 4.0 waits for the text behind a broken connection
+MAX_REPLY = 1024
+
+
+class Outcome(StrEnum):
+    """How a send ended."""
+
+    MOVED = "moved"
+    KEPT = "kept"
+    IN_DOUBT = "in doubt"
+
+
+class Watcher(Observer, Protocol):
+    """An observer that also hears of the hand-over's steps."""
+
+    def negotiated(self, protocol: str) -> None: ...
+
+    def handing_over(self) -> None: ...
+
+    def running_there(self, report: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """Everything one send needs; `entry` is journalled as SENDING already."""
+
+    channel: Channel
+    source: PageSource
+    encoder: Encoder
+    envelope: bytes
+    journal: Journal
+    entry: Entry
+    plan: MigrationPlan
+    watcher: Watcher
+    cancel: CancelToken
+
+    def advance(self, step: Step, reason: str = "") -> None:
+        """Journal a step of this migration."""
+        self.journal.advance(self.entry.id, Direction.OUT, step, reason=reason)
+
+    def sender(self, write: Callable[[Pieces], None]) -> Sender:
+        """Return the sender of this guest's records to `write`."""
+        return Sender(
+            source=self.source,
+            encoder=self.encoder,
+            write=write,
+            plan=self.plan,
+            observer=self.watcher,
+            cancel=self.cancel,
+        )
+
+
+# What can go wrong on the way and leaves the guest here, with a text for the user.
+_FAILURES = (XendError, PrecopyCancelled)
+
+
+def send_to_xend(transfer: Transfer) -> Outcome:
+    """Send the guest to an unmodified xend, and believe only its `(ok)`.
+
+    Raises:
+        MigrationError: it stays here, and runs as before; the text is the peer's where it has one.
+    """
+    channel = transfer.channel
+
+    def write(pieces: Pieces) -> None:
+        _refused_meanwhile(channel)
+        channel.send(pieces)
+
+    try:
+        answer = ask(channel, b"receive\n")
+        if not isinstance(answer, Ready):
+            raise HandshakeError(f"the peer answered {answer} to receive", peer=channel.peer)
+        transfer.watcher.negotiated("xend")
+        sender = transfer.sender(write)
+        channel.send([transfer.envelope])
+        sender.send_memory()
+        transfer.cancel.seal()
+    except _FAILURES as error:
+        raise _stays(transfer, error) from error
+    return _hand_over_to_xend(transfer, sender)
+
+
+def _hand_over_to_xend(transfer: Transfer, sender: Sender) -> Outcome:
+    # The end of the stream makes the guest theirs, whether or not we ever hear of it.
+    transfer.advance(Step.SENT)
+    transfer.watcher.handing_over()
+    channel = transfer.channel
+    try:
+        sender.send_tail()
+        channel.half_close()
+        line = channel.recv_line(MAX_REPLY, timeout_s=transfer.plan.verdict_timeout_s)
+        verdict = parse_reply(line) if line else None
+    except (ChannelError, StreamTruncated, HandshakeError) as error:
+        verdict, line = _error_behind(channel), b""
+        if verdict is None:
+            return _in_doubt(transfer, _text(error))
+    if isinstance(verdict, Ok):
+        transfer.advance(Step.MOVED)
+        transfer.source.relinquish()
+        transfer.advance(Step.CLOSED)
+        transfer.watcher.running_there({})
+        return Outcome.MOVED
+    if isinstance(verdict, Err):
+        raise _stays(transfer, HandshakeError(verdict.text, peer=channel.peer))
+    return _in_doubt(transfer, "the peer closed the connection without a verdict")
+
+
+def _in_doubt(transfer: Transfer, reason: str) -> Outcome:
+    text = f"{transfer.entry.peer} may or may not run it: {reason}"
+    transfer.journal.advance(transfer.entry.id, Direction.OUT, Step.SENT, reason=text)
+    transfer.source.hold(text)
+    return Outcome.IN_DOUBT
+
+
+def _stays(transfer: Transfer, error: Exception) -> MigrationError:
+    """Let the guest go on here, journal it, and return what the user is told."""
+    told: Err | None = None
+    if isinstance(error, ChannelError) and not transfer.cancel.cancelled:
+        told = _error_behind(transfer.channel)
+    reason = told.text if told else _text(error)
+    transfer.source.resume()
+    transfer.advance(Step.KEPT, reason)
+    if transfer.cancel.cancelled or isinstance(error, PrecopyCancelled):
+        by = transfer.cancel.by or "the limits: " + reason
+        return MigrationAborted(by, migration_id=transfer.entry.id)
+    peer = transfer.entry.peer
+    from_peer = told is not None or isinstance(error, HandshakeError)
+    text = f"{reason} (from {peer})" if from_peer else reason
+    return MigrationError(text, migration_id=transfer.entry.id)
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, StreamTruncated):
+        return "the peer closed the connection"
+    return str(getattr(error, "reason", error))
+
+
+def _error_behind(channel: Channel) -> Err | None:
+    """Return the error line that a peer left before it closed, if there is one."""
+    try:
+        line = channel.recv_line(MAX_REPLY, timeout_s=ERROR_TIMEOUT_S)
+        answer = parse_reply(line) if line else None
+    except (XendError, OSError):
+        return None
+    return answer if isinstance(answer, Err) else None
+
+
+def _readable(channel: Channel) -> bool:
+    return bool(select.select([channel.fileno()], [], [], 0)[0])
+
+
+def _refused_meanwhile(channel: Channel) -> None:
+    """Raise the peer's error if it has said one while we were sending."""
+    if not _readable(channel):
+        return
+    told = _error_behind(channel)
+    text = told.text if told else "the peer closed the connection in the middle of the stream"
+    raise HandshakeError(text, peer=channel.peer)
+
+
+def send_to_xendpy(transfer: Transfer, plan: dict[str, Any]) -> Outcome:
+    """Send the guest to another xendpy after `(ready xendpy-receive ...)`; `plan` is the PLAN.
+
+    Raises:
+        MigrationError: it stays here, and runs as before.
+    """
+    channel = transfer.channel
+    try:
+        transfer.watcher.negotiated("xendpy")
+        reserve(channel, plan, transfer.envelope)
+        count = _send_image(transfer)
+        transfer.cancel.seal()
+        transfer.watcher.handing_over()
+        frames.send_frame(channel, FrameType.IMAGE_END, frames.IMAGE_BYTES.pack(count))
+        _expect(channel, FrameType.RECEIVED, transfer.plan.verdict_timeout_s)
+    except _FAILURES as error:
+        _say_abort(channel, _text(error))
+        raise _stays(transfer, error) from error
+    # From here on this host never runs the guest again unless the target says it has none.
+    transfer.advance(Step.RELEASED)
+    try:
+        frames.send_frame(channel, FrameType.RELEASED)
+        report = _expect(channel, FrameType.RUNNING, transfer.plan.verdict_timeout_s)
+    except XendError as error:
+        transfer.source.hold(f"released to {transfer.entry.peer}, which has not confirmed yet")
+        transfer.journal.advance(
+            transfer.entry.id, Direction.OUT, Step.RELEASED, reason=_text(error)
+        )
+        return Outcome.IN_DOUBT
+    transfer.advance(Step.MOVED)
+    transfer.source.relinquish()
+    transfer.watcher.running_there(frames.parse_json(report) if report else {})
+    with contextlib.suppress(XendError):  # the resolver says it again
+        frames.send_frame(channel, FrameType.FORGOTTEN)
+        transfer.advance(Step.CLOSED)
+    return Outcome.MOVED
+
+
+def reserve(channel: Channel, plan: dict[str, Any], config: bytes) -> list[dict[str, Any]]:
+    """Send PLAN and CONFIG, and return the checks of a target that has reserved the guest.
+
+    Raises:
+        HandshakeError: it refused; the text is its own.
+    """
+    frames.send_json(channel, FrameType.PLAN, plan)
+    frames.send_frame(channel, FrameType.CONFIG, config)
+    _, body = frames.recv_frame(channel, FrameType.CHECKS)
+    checks = frames.parse_json(body).get("checks", [])
+    kind, text = frames.recv_frame(channel, FrameType.RESERVED, FrameType.REFUSED)
+    if kind is FrameType.REFUSED:
+        raise HandshakeError(text.decode("utf-8", "replace"), peer=channel.peer)
+    return checks if isinstance(checks, list) else []
+
+
+def _send_image(transfer: Transfer) -> int:
+    channel = transfer.channel
+    count = 0
+
+    def write(pieces: Pieces) -> None:
+        nonlocal count
+        if _readable(channel):
+            _expect(channel, FrameType.RECEIVED, ERROR_TIMEOUT_S)
+            raise HandshakeError("the peer said received in the middle of the image")
+        count += frames.send_data(channel, pieces)
+
+    sender = transfer.sender(write)
+    sender.send_memory()
+    sender.send_tail()
+    return count
+
+
+def _expect(channel: Channel, wanted: FrameType, timeout_s: float) -> bytes:
+    """Return the body of the frame `wanted`.
+
+    Raises:
+        HandshakeError: the peer says FAILED.
+        ChannelTimeout: it says nothing for `timeout_s` seconds.
+    """
+    with channel.deadline(timeout_s):
+        kind, body = frames.recv_frame(channel, wanted, FrameType.FAILED)
+    if kind is FrameType.FAILED:
+        raise HandshakeError(body.decode("utf-8", "replace"), peer=channel.peer)
+    return body
+
+
+def _say_abort(channel: Channel, reason: str) -> None:
+    # Usually the connection is what broke: the resolver tells the peer then.
+    with contextlib.suppress(XendError):
+        frames.send_frame(channel, FrameType.ABORT, reason.encode())
