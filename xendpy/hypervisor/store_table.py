@@ -143,7 +143,8 @@ class GuestTable:
         try:
             yield guest
         finally:
-            guest.busy = ""
+            # A guest at rest that was started is another object by this time.
+            self._live.get(domain.domid, guest).busy = ""
 
     def get(self, domain: Domain) -> Resting | Executing:
         """Return a live guest.
