@@ -15,7 +15,7 @@ from pathlib import Path
 
 from xendpy.errors import RelocationError
 
-BACKLOG = 128
+BACKLOG = 4096  # a flood must not make the kernel drop other peers; it caps at somaxconn
 SIOCGIFADDR = 0x8915  # linux/sockios.h
 IFREQ_IPV4 = struct.Struct("16s2x2x4s8x")  # ifr_name, sin_family, sin_port, sin_addr
 IFNAMSIZ = 16

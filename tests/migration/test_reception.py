@@ -1,0 +1,268 @@
+"""What becomes of a guest, by how its stream and its driver end."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.drive import Recorder
+from tests.streams import config, entries, envelope, hvm_image, pv_image, vcpu_info
+from xendpy.errors import (
+    ChannelAborted,
+    ChannelError,
+    DomainExists,
+    HypervisorError,
+    RecordError,
+    XendError,
+)
+from xendpy.guest.domain import Domain, DomainConfig, GuestType
+from xendpy.guest.pages import PageBatch
+from xendpy.hypervisor.base import Capabilities
+from xendpy.migration.progress import MigrationProgress, MigrationState
+from xendpy.migration.receive import BytesSource
+from xendpy.migration.reception import (
+    Kept,
+    Outcome,
+    Received,
+    ReceiveLimits,
+    Reception,
+    Rejected,
+    start,
+)
+from xendpy.stream.records import Ending, Record
+
+
+@dataclass
+class Driver:
+    """Takes one guest; `fails` maps a step's name to what it raises."""
+
+    fails: dict[str, Exception] = field(default_factory=dict)
+    runs: str = "discarded"
+    kept: str = ""
+    rest_file: io.BytesIO = field(default_factory=io.BytesIO)
+    cancelled: bool = False
+    name: str = "fake"
+    guest_types: frozenset[GuestType] = frozenset(GuestType)
+
+    def __post_init__(self) -> None:
+        self.recorder = Recorder()
+        self.rest_file.close = lambda: None  # type: ignore[method-assign]  # read afterwards
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            guest_types=self.guest_types,
+            page_access=True,
+            live_save=False,
+            runs_guests=True,
+            free_memory_bytes=0,
+            total_memory_bytes=0,
+        )
+
+    @contextmanager
+    def restore(self, config: DomainConfig, *, migration_id: str = "") -> Iterator[Driver]:
+        self._step("restore")
+        self.config = config
+        yield self
+
+    def populate(self, batch: PageBatch) -> Sequence[memoryview]:
+        self._step("populate")
+        return self.recorder.populate(batch)
+
+    def apply(self, record: Record) -> None:
+        self._step(type(record).__name__)
+        self.recorder.apply(record)
+
+    def complete(self) -> Domain:
+        self._step("complete")
+        self.runs = "whole"
+        return Domain(domid=1, uuid=self.config.uuid, name=self.config.name)
+
+    def keep(self, reason: str) -> str:
+        self.runs, self.kept = "kept", reason
+        return "web1.partial"
+
+    def rest(self) -> io.BytesIO:
+        return self.rest_file
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def _step(self, name: str) -> None:
+        if name in self.fails:
+            raise self.fails[name]
+
+
+class Broken(BytesSource):
+    """Ends with an error of the connection instead of an end."""
+
+    def __init__(self, data: bytes, error: Exception) -> None:
+        super().__init__(data)
+        self._error = error
+        self._length = len(data)
+
+    def recv_into(self, views: Sequence[memoryview]) -> None:
+        if self.offset + sum(view.nbytes for view in views) > self._length:
+            raise self._error
+        super().recv_into(views)
+
+
+def run(driver: Driver, source: Any, **limits: int) -> tuple[Outcome, list[MigrationProgress]]:
+    seen: list[MigrationProgress] = []
+    reception = Reception(
+        source,
+        driver,  # type: ignore[arg-type]  # the part of a Hypervisor that is asked
+        limits=ReceiveLimits(**limits),
+        progress=start("7", "192.0.2.1:700"),
+        publish=seen.append,
+    )
+    return reception.run(), seen
+
+
+IMAGE = pv_image([entries(range(64)), entries([3, 4]), entries([2])])
+HEAD = envelope(config())
+WIRE = HEAD + IMAGE.wire
+
+
+def test_whole_guest_is_received_with_its_figures() -> None:
+    driver = Driver()
+    outcome, seen = run(driver, BytesSource(WIRE))
+    assert isinstance(outcome, Received)
+    assert driver.runs == "whole"
+    assert driver.recorder.memory == dict(IMAGE.memory)
+    last = outcome.progress
+    assert (last.pages, last.iteration, last.total_pages) == (67, 2, 64)
+    assert (last.name, last.bytes_done) == ("web1", len(WIRE))
+    assert outcome.downtime.total_s >= 0
+    order = list(dict.fromkeys(progress.state for progress in seen))
+    assert order == [
+        MigrationState.PRECOPY,
+        MigrationState.STOP_AND_COPY,
+        MigrationState.COMPLETING,
+        MigrationState.DONE,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "driver", "text"),
+    [
+        ({"max_guest_bytes": 1}, Driver(), "at most 0 MiB are taken"),
+        ({"max_config_bytes": 10}, Driver(), "config size"),
+        ({"max_sxp_depth": 1}, Driver(), "line 1"),
+        ({}, Driver(guest_types=frozenset({GuestType.HVM})), "PV guests are not taken"),
+        ({}, Driver(fails={"restore": DomainExists("web1", "web1 is here")}), "web1 is here"),
+    ],
+    ids=["memory", "config", "depth", "type", "name"],
+)
+def test_refusal_reads_nothing_behind_the_config(
+    limits: dict[str, int], driver: Driver, text: str
+) -> None:
+    source = BytesSource(WIRE)
+    outcome, seen = run(driver, source, **limits)
+    assert isinstance(outcome, Rejected)
+    assert text in str(outcome.error)
+    assert source.offset <= len(HEAD)
+    assert seen[-1].state is MigrationState.FAILED
+
+
+def test_guest_that_may_not_move_is_refused() -> None:
+    wire = envelope(config().replace(b"(kernel", b"(nomigrate 1) (kernel")) + IMAGE.wire
+    outcome, _ = run(Driver(), BytesSource(wire))
+    assert isinstance(outcome, Rejected)
+    assert str(outcome.error) == "cannot restore non-migratable domain"
+
+
+MID_FAILURES = [
+    (HypervisorError("no room", operation="populate"), "populate: no room"),
+    (OSError(28, "No space left on device"), "restore: no space left on device"),
+    (
+        ZeroDivisionError("a bug"),
+        "internal error while restoring, see the log of the receiving host",
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "text"), MID_FAILURES, ids=["driver", "system", "bug"])
+def test_failure_of_ours_before_the_end_is_told(error: Exception, text: str) -> None:
+    driver = Driver(fails={"populate": error})
+    outcome, _ = run(driver, BytesSource(WIRE))
+    assert isinstance(outcome, Rejected)
+    assert str(outcome.error) == text
+    assert driver.runs == "discarded"
+
+
+@pytest.mark.parametrize(("error", "text"), MID_FAILURES, ids=["driver", "system", "bug"])
+@pytest.mark.parametrize("step", ["TscInfo", "OnlineVcpus", "SharedInfo", "complete"])
+def test_failure_of_ours_behind_the_mark_is_kept(step: str, error: Exception, text: str) -> None:
+    driver = Driver(fails={step: error})
+    source = BytesSource(WIRE)
+    outcome, _ = run(driver, source)
+    assert isinstance(outcome, Kept)
+    assert (str(outcome.error), driver.kept, driver.runs) == (text, text, "kept")
+    assert source.offset == len(WIRE)
+
+
+def test_rest_begins_with_the_record_that_was_not_taken_in() -> None:
+    driver = Driver(fails={"OnlineVcpus": HypervisorError("too many")})
+    run(driver, BytesSource(WIRE))
+    at = IMAGE.wire.index(vcpu_info(0, (0,)))
+    assert driver.rest_file.getvalue() == IMAGE.wire[at:]
+
+
+def test_nothing_is_left_over_when_only_the_build_failed() -> None:
+    driver = Driver(fails={"complete": HypervisorError("no")})
+    run(driver, BytesSource(WIRE))
+    assert driver.rest_file.getvalue() == b""
+
+
+def test_bad_stream_before_the_end_is_told() -> None:
+    driver = Driver()
+    wire = HEAD + IMAGE.wire[: IMAGE.ending] + struct.pack("<i", 5000) + bytes(100)
+    source = BytesSource(wire)
+    outcome, _ = run(driver, source)
+    assert isinstance(outcome, Rejected)
+    assert driver.runs == "discarded"
+    assert source.offset < len(wire)  # what follows is not read
+
+
+@pytest.mark.parametrize("error", [ChannelError("reset"), ChannelAborted("cut")])
+def test_broken_connection_keeps_what_is_a_whole_round(error: XendError) -> None:
+    before_second = len(HEAD) + IMAGE.ending - 2 * 4096  # inside the second round
+    for cut, runs in ((before_second - 30 * 4096, "discarded"), (len(WIRE) - 1, "kept")):
+        driver = Driver()
+        outcome, seen = run(driver, Broken(WIRE[:cut], error))
+        assert driver.runs == runs
+        assert outcome.error is error  # type: ignore[union-attr]
+        wanted = MigrationState.ABORTED if error.reason == "cut" else MigrationState.FAILED  # type: ignore[attr-defined]
+        assert seen[-1].state is wanted
+
+
+@pytest.mark.parametrize("cut", range(len(HEAD) + IMAGE.ending + 40, len(WIRE), 997))
+def test_every_cut_behind_the_mark_is_kept(cut: int) -> None:
+    driver = Driver()
+    outcome, _ = run(driver, BytesSource(WIRE[:cut]))
+    assert isinstance(outcome, Kept)
+    assert any(isinstance(record, Ending) for record in driver.recorder.records)
+
+
+@pytest.mark.parametrize(
+    "device_model", [b"", b"QemuDeviceModelRecord", b"QemuDeviceModelRecordQE"]
+)
+def test_hvm_guest_is_whole_only_with_its_device_model(device_model: bytes) -> None:
+    driver = Driver()
+    wire = envelope(config(hvm=True)) + hvm_image(device_model=device_model).wire
+    outcome, _ = run(driver, BytesSource(wire))
+    assert isinstance(outcome, Kept)
+    assert isinstance(outcome.error, RecordError | XendError)
+    assert driver.runs == "kept"
+
+
+def test_hvm_guest_with_its_device_model_is_whole() -> None:
+    driver = Driver()
+    outcome, _ = run(driver, BytesSource(envelope(config(hvm=True)) + hvm_image().wire))
+    assert isinstance(outcome, Received)

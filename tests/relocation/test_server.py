@@ -1,0 +1,222 @@
+"""Listening, admission, and the server's bookkeeping."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from tests.peers.relocation_host import receiving
+from xendpy.config import XendConfig
+from xendpy.errors import RelocationError
+from xendpy.migration.progress import MigrationState
+from xendpy.paths import Paths
+from xendpy.relocation.admission import LOG_EVERY_S, Counts, Muffler, Names, descriptor_limit
+from xendpy.relocation.from_xend import told
+from xendpy.relocation.hosts import HostsAllow
+from xendpy.relocation.listen import interface_address, listen_tcp, listen_unix
+from xendpy.relocation.operation import Incoming
+from xendpy.relocation.server import RelocationServer
+from xendpy.relocation.settings import RelocationSettings
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("lo", "127.0.0.1"),
+        ("", None),
+        ("127.0.0.1", None),
+        ("::1", None),
+        ("cafe", None),  # all hex digits: looks like an address to xend
+        ("localhost", None),
+        ("no-such-interface-anywhere", None),
+    ],
+)
+def test_interface_names_are_resolved(name: str, address: str | None) -> None:
+    assert interface_address(name) == address
+
+
+@pytest.mark.parametrize(
+    ("address", "bound"),
+    [("", "0.0.0.0"), ("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), ("lo", "127.0.0.1")],
+)
+def test_listens_where_it_is_told(address: str, bound: str) -> None:
+    with listen_tcp(address, 0) as sock:
+        assert sock.getsockname()[0] == bound
+        assert not os.get_inheritable(sock.fileno())
+        assert not sock.getblocking()
+
+
+def test_busy_port_is_a_clear_error() -> None:
+    with listen_tcp("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        with pytest.raises(RelocationError) as caught:
+            listen_tcp("127.0.0.1", port)
+    assert str(caught.value) == (
+        f"cannot listen on 127.0.0.1:{port}: address already in use: is another xend running?"
+    )
+
+
+@pytest.mark.parametrize("address", ["192.0.2.77", "no such host"])
+def test_impossible_address_is_a_clear_error(address: str) -> None:
+    with pytest.raises(RelocationError, match=f"cannot listen on {address}:0: "):
+        listen_tcp(address, 0)
+
+
+def test_dead_socket_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "relocation-socket"
+    listen_unix(path).close()
+    assert path.exists()
+    with listen_unix(path), socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(path))
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_living_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "relocation-socket"
+    with listen_unix(path):
+        with pytest.raises(RelocationError, match="address already in use"):
+            listen_unix(path)
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(path))
+
+
+def test_file_in_place_of_the_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "relocation-socket"
+    path.write_text("precious")
+    with pytest.raises(RelocationError, match="something else is there"):
+        listen_unix(path)
+    assert path.read_text() == "precious"
+
+
+def test_counts_bound_all_and_each_peer() -> None:
+    counts = Counts()
+    assert [counts.enter("a", max_total=3, max_per_peer=2) for _ in range(2)] == ["", ""]
+    assert "from one peer" in counts.enter("a", max_total=3, max_per_peer=2)
+    assert counts.enter("b", max_total=3, max_per_peer=2) == ""
+    assert "at most 3" in counts.enter("c", max_total=3, max_per_peer=2)
+    counts.leave("a")
+    assert counts.enter("c", max_total=3, max_per_peer=2) == ""
+    assert counts.total == 3
+
+
+def test_local_socket_is_not_one_peer() -> None:
+    counts = Counts()
+    assert [counts.enter("", max_total=9, max_per_peer=1) for _ in range(3)] == ["", "", ""]
+
+
+def test_connections_leave_descriptors_for_guests(monkeypatch: pytest.MonkeyPatch) -> None:
+    for soft, limit in ((1024, 768), (300, 150), (resource.RLIM_INFINITY, 1 << 20)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert descriptor_limit() == limit
+
+
+def test_muffler_counts_what_it_swallows() -> None:
+    muffler = Muffler()
+    assert [muffler.due(10.0), muffler.due(10.1), muffler.due(10.2)] == [0, None, None]
+    assert muffler.due(10.0 + LOG_EVERY_S) == 2
+    assert muffler.due(20.0) == 0
+
+
+def test_one_address_has_one_look_up() -> None:
+    go = threading.Event()
+    asked: list[str] = []
+
+    def resolve(address: str) -> str:
+        asked.append(address)
+        go.wait(10)
+        return f"{address}.example"
+
+    names = Names(resolve)
+    try:
+        first = names.look_up("a")
+        assert names.look_up("a") is first
+        other: Future[str] = names.look_up("b")
+        go.set()
+        assert (first.result(10), other.result(10)) == ("a.example", "b.example")
+        assert names.look_up("a").result(10) == "a.example"
+        assert sorted(asked) == ["a", "a", "b"]  # a finished one is not kept
+    finally:
+        go.set()
+        names.close()
+
+
+async def test_busy_port_keeps_the_server_from_starting(tmp_path: Path) -> None:
+    with listen_tcp("127.0.0.1", 0) as sock, pytest.raises(RelocationError):
+        async with receiving(tmp_path, port=sock.getsockname()[1]):
+            pytest.fail("started on a port that is taken")
+
+
+async def test_nothing_listens_when_nothing_is_asked_for(tmp_path: Path) -> None:
+    async with receiving(tmp_path, listens=False) as host:
+        assert host.server.port == 0
+
+
+class Deaf:
+    def began(self, incoming: Incoming) -> None: ...
+
+    def ended(self, incoming: Incoming) -> None:
+        self.incoming = incoming
+
+
+async def test_fault_in_an_operation_ends_that_peer_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(incoming: Incoming) -> None:
+        raise ValueError("a bug of ours")
+
+    events = Deaf()
+    settings = RelocationSettings(
+        listens=True, address="127.0.0.1", port=0, hosts_allow=HostsAllow.parse("")
+    )
+    async with RelocationServer(settings, {"broken": broken}, events=events) as server:
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"broken\n")
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+            writer.close()
+        assert events.incoming.progress.state is MigrationState.FAILED
+    assert "a bug of ours" in caplog.text
+
+
+async def test_leaving_waits_for_the_workers() -> None:
+    running, left = threading.Event(), threading.Event()
+
+    def slow(incoming: Incoming) -> None:
+        running.set()
+        assert incoming.wait_stopped(10)
+        left.set()
+
+    settings = RelocationSettings(
+        listens=True, address="127.0.0.1", port=0, hosts_allow=HostsAllow.parse("")
+    )
+    async with RelocationServer(settings, {"slow": slow}, events=Deaf()) as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"slow\n")
+        assert await asyncio.to_thread(running.wait, 10)
+    assert left.is_set()
+    writer.close()
+
+
+def test_settings_are_those_of_the_file(tmp_path: Path) -> None:
+    config = XendConfig(
+        relocation_server=True,
+        relocation_port=9002,
+        relocation_hosts_allow="^a$ ^b$",
+        unix_server=True,
+        max_incoming=3,
+    )
+    settings = RelocationSettings.of(config, Paths(tmp_path))
+    assert (settings.listens, settings.port, settings.max_incoming) == (True, 9002, 3)
+    assert settings.hosts_allow.patterns == ("^a$", "^b$")
+    assert settings.unix_path == tmp_path / "var/lib/xend/relocation-socket"
+
+
+def test_peer_is_told_in_plain_words() -> None:
+    assert told(RelocationError("no room")) == "no room"
