@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,13 @@ import pytest
 
 from tests.cli.images import HVM, PV32, PV64, call, description, stream
 from xendpy.cli import extract, inspect
+from xendpy.errors import StreamTruncated
+from xendpy.guest.domain import DomainConfig, GuestType
+from xendpy.hypervisor.base import RestoreSession
+from xendpy.hypervisor.store import StoreHypervisor
+from xendpy.migration.receive import BytesSource, NoGuest, drive
+from xendpy.paths import Paths
+from xendpy.stream.xend import decode_body, read_envelope
 
 PAGE = 4096
 REQUEST = b"receive\n"
@@ -224,3 +232,56 @@ def test_type_overrides_what_the_file_says(facts: Any) -> None:
     capture = stream(HVM)
     found, code = facts(capture[body_offset(capture) :], "--type", "pv")
     assert (code, found["whole"]) == (1, False)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[StoreHypervisor]:
+    hypervisor = StoreHypervisor(Paths(tmp_path / "root"))
+    yield hypervisor
+    hypervisor.close()
+
+
+def guest_directory(tmp_path: Path) -> Path:
+    (found,) = (tmp_path / "root").rglob("state.json")
+    return found.parent
+
+
+def receive(session: RestoreSession, source: BytesSource, kind: GuestType) -> None:
+    drive(decode_body(kind), source, session)
+
+
+def test_a_guest_of_the_store_has_the_sum_of_its_stream(
+    store: StoreHypervisor, tmp_path: Path, facts: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    relocated, _ = facts(stream(PV64))
+    source = BytesSource(stream(PV64)[len(REQUEST) :])
+    config = DomainConfig.parse(drive(read_envelope(), source, NoGuest()).config_bytes)
+    with store.restore(config) as session:
+        receive(session, source, GuestType.PV)
+        session.complete()
+    assert call(inspect, guest_directory(tmp_path), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["whole"]) == ("guest of the store", True)
+    for same in ("memory", "guest", "stream"):
+        assert found[same] == relocated[same]
+
+
+def test_a_partial_guest_says_why_and_how_far(
+    store: StoreHypervisor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = BytesSource(stream(HVM)[len(REQUEST) : 17_500_000])
+    config = DomainConfig.parse(drive(read_envelope(), source, NoGuest()).config_bytes)
+    with store.restore(config) as session:
+        with pytest.raises(StreamTruncated):
+            receive(session, source, GuestType.HVM)
+        session.keep("the peer went away")
+    assert call(inspect, guest_directory(tmp_path)) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "End        KEPT IN PART"
+    assert lines[-1].startswith("Anomalies  kept in part after 2 rounds, ")
+    assert lines[-1].endswith(" pages: the peer went away")
+
+
+def test_a_directory_that_is_no_guest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(inspect, tmp_path) == 1
+    assert "state.json: No such file or directory" in capsys.readouterr().err

@@ -6,16 +6,20 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xendpy.migration.examine import Place
+    from xendpy.migration.recording import Report
     from xendpy.stream.records import Record
 
 DESCRIPTION = """\
 Show what a file holds that `xm save` wrote, or that went to the relocation port (a capture that
-begins with "receive"), or that libxc wrote without xend's envelope. Needs no daemon and no Xen.
+begins with "receive"), or that libxc wrote without xend's envelope; or a guest's directory in the
+embedded store, a partial one too. Needs no daemon and no Xen.
 
 The sha256 is over every present frame in ascending order, each as its number (64 bits,
 little-endian) and its 4096 bytes as they travelled: two guests have equal memory exactly if the
@@ -49,27 +53,39 @@ def add_type_argument(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Examine the file and print the report; 1 if there is anything wrong with it."""
     from xendpy.cli.inspection import summary, tell_lines
-    from xendpy.errors import StreamError
-    from xendpy.guest.domain import GuestType
-    from xendpy.migration.recording import examine
+    from xendpy.errors import XendError
 
-    with tempfile.TemporaryFile(prefix="xm-inspect-") as scratch:
-        try:
-            report = examine(
-                args.file,
-                scratch.fileno(),
-                guest_type=GuestType(args.type) if args.type else None,
-                witness=_witness(args) if args.records else None,
-            )
+    try:
+        with _examined(args) as report:
             facts = summary(report)
-        except (OSError, StreamError) as error:
-            print(f"Error: {complaint(args.file, error)}", file=sys.stderr)
-            return 1
+    except (OSError, XendError) as error:
+        print(f"Error: {complaint(args.file, error)}", file=sys.stderr)
+        return 1
     if args.json:
         print(json.dumps(facts, indent=None if args.records else 2))
     else:
         print("\n".join(tell_lines(facts)))
-    return 1 if report.anomalies else 0
+    return 1 if facts["anomalies"] else 0
+
+
+@contextmanager
+def _examined(args: argparse.Namespace) -> Iterator[Report]:
+    from xendpy.guest.domain import GuestType
+    from xendpy.migration.recording import examine
+
+    if args.file.is_dir():
+        from xendpy.cli.stored import examined
+
+        with examined(args.file) as report:
+            yield report
+        return
+    with tempfile.TemporaryFile(prefix="xm-inspect-") as scratch:
+        yield examine(
+            args.file,
+            scratch.fileno(),
+            guest_type=GuestType(args.type) if args.type else None,
+            witness=_witness(args) if args.records else None,
+        )
 
 
 def complaint(path: Path, error: Exception) -> str:

@@ -9,6 +9,7 @@ from xendpy import sxp
 from xendpy.guest.domain import DomainConfig
 from xendpy.guest.pages import PAGE_SIZE, PageType
 from xendpy.migration.recording import Report
+from xendpy.stream.sniff import FileKind
 
 Facts = Mapping[str, Any]
 
@@ -102,7 +103,8 @@ def _memory(report: Report) -> dict[str, Any] | None:
 def tell_lines(facts: Facts) -> Iterator[str]:
     """Yield the report for a reader, a heading in the first column."""
     yield _line("File", f"{facts['file']}: {facts['kind']}, {facts['size_bytes']} bytes")
-    if facts["config_bytes"]:
+    stored = facts["kind"] == FileKind.STORED.value
+    if facts["config_bytes"] and not stored:
         yield _line(
             "Envelope", f"LinuxGuestRecord, {facts['config_bytes']} bytes of configuration"
         )
@@ -115,7 +117,9 @@ def tell_lines(facts: Facts) -> Iterator[str]:
         "Rounds", f"{len(rounds)}: {' + '.join(map(str, rounds))} pages" if rounds else "0"
     )
     yield from _memory_lines(facts["memory"])
-    if facts["whole"]:
+    if stored:
+        yield _line("End", "the image is whole" if facts["whole"] else "KEPT IN PART")
+    elif facts["whole"]:
         yield _line("End", f"the image is whole, {facts['decoded_bytes']} bytes of stream")
     else:
         yield _line(

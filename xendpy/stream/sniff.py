@@ -28,6 +28,7 @@ class FileKind(Enum):
     CAPTURE = "relocation capture"
     LIBXC = "bare libxc stream"
     XL = "xl save file"
+    STORED = "guest of the store"  # a directory
     LIBXC_V2 = "libxc v2 stream"
     UNKNOWN = "unknown"
 
