@@ -161,9 +161,10 @@ class Guests(Lookup):
 
     async def migrate(self, reference: str | int, request: MigrateRequest) -> None:
         """Send the guest to another host; returns when it runs there."""
+        if self.migrator is None:
+            guest = await self._guest(reference, "migrate")
+            raise Unsupported(f"this daemon cannot send domain '{guest.name}' away")
         async with self.leaving(reference, request) as guest:
-            if self.migrator is None:
-                raise Unsupported(f"this daemon cannot send domain '{guest.name}' away")
             await self.migrator.migrate(guest, request)
 
     @asynccontextmanager
