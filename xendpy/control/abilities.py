@@ -6,7 +6,7 @@ A driver that can has a method of the name, which blocks and takes the guest fir
     set_maxmem(domain, mib)     change the limit
     set_vcpus(domain, count)    change the online vcpus
     send_sysrq(domain, key)     press a magic SysRq key
-    console(domain) -> bytes    what the guest has printed so far
+    running(domain)             the guest's process; its `console()` is what it has printed
     hypervisor_log() -> str     the hypervisor's console ring
 """
 
@@ -19,7 +19,7 @@ from xendpy.errors import Unsupported
 from xendpy.hypervisor.base import Hypervisor
 
 ABILITIES = frozenset(
-    ("set_memory", "set_maxmem", "set_vcpus", "send_sysrq", "console", "hypervisor_log")
+    ("set_memory", "set_maxmem", "set_vcpus", "send_sysrq", "running", "hypervisor_log")
 )
 
 

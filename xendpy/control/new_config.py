@@ -80,15 +80,12 @@ def _with_image(config: DomainConfig) -> DomainConfig:
     if config.guest_type is GuestType.PV:
         image = _with_args(image)
     known = {item[0] for item in image if isinstance(item, list) and item}
-    image += [
-        [key, [] if default is None else default]
-        for key, default in _IMAGE_DEFAULTS
-        if key not in known
-    ]
-    tree = [
-        ["image", image] if isinstance(item, list) and item[:1] == ["image"] else item
-        for item in config.tree
-    ]
+    for key, default in _IMAGE_DEFAULTS:
+        if key not in known:
+            image.append([key, [] if default is None else default])
+    tree: sxp.SxpList = []
+    for item in config.tree:
+        tree.append(["image", image] if isinstance(item, list) and item[:1] == ["image"] else item)
     return DomainConfig.from_sxp(tree)
 
 

@@ -25,6 +25,7 @@ from xendpy.relocation.listen import listen_tcp, listen_unix, remove_unix
 
 MAX_CONNECTIONS = 128  # on all listeners together
 NAME_DEADLINE_S = 5.0
+_ROOT = 0
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7) SO_PEERCRED
 
 log = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ async def _same_user(writer: asyncio.StreamWriter) -> bool:
     sock = writer.get_extra_info("socket")
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, _gid = _UCRED.unpack(data)
-    if uid in (0, os.geteuid()):
+    if uid in (_ROOT, os.geteuid()):
         return True
     log.warning("Rejected XML-RPC connection of process %d, user %d", pid, uid)
     return False

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from xendpy.control.new_config import new_config
+from xendpy.errors import DomainError, RpcError
+from xendpy.guest.domain import DomainConfig, GuestType
+
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def vm(*entries: Any) -> list[Any]:
+    return ["vm", ["name", "web1"], ["memory", 64], *entries]
+
+
+def device(config: DomainConfig, kind: str) -> dict[str, Any]:
+    found = next(item for name, item in config.devices() if name == kind)
+    return {item[0]: item[1] for item in found[1:] if isinstance(item, list)}  # type: ignore[misc]
+
+
+def test_what_the_client_leaves_out_is_xends_default() -> None:
+    config = new_config(vm())
+    assert UUID.fullmatch(config.uuid)
+    assert (config.vcpus, config.maxmem_mib, config.guest_type) == (1, 64, GuestType.PV)
+    assert config.text("on_reboot") == "restart"
+    assert config.text("on_poweroff") == "destroy"
+    assert device(config, "console")["protocol"] == "vt100"
+    assert config.raw == b""
+    assert DomainConfig.parse(config.encode()) == config
+
+
+def test_what_the_client_says_counts() -> None:
+    uuid = "00000000-0000-0000-0000-00000000000a"
+    config = new_config(vm(["uuid", uuid], ["vcpus", 4], ["on_crash", "preserve"], ["odd", 1.5]))
+    assert (config.uuid, config.vcpus, config.text("on_crash")) == (uuid, 4, "preserve")
+    assert config.text("odd") == "1.5"
+
+
+def test_only_what_xm_needs_itself_is_dropped() -> None:
+    config = new_config(vm(["s3_integrity", 1], ["oos", 1], ["domid", 7], ["status", 2]))
+    assert not {"s3_integrity", "oos", "domid", "status"} & {
+        str(item[0]) for item in config.tree[1:] if isinstance(item, list)
+    }
+
+
+@pytest.mark.parametrize(
+    ("entries", "args"),
+    [
+        ([["root", "/dev/xvda1 ro"], ["args", "quiet"]], "root=/dev/xvda1 ro quiet"),
+        ([["args", "quiet"]], "quiet"),
+        ([["ip", "dhcp"], ["root", "/dev/nfs"]], "ip=dhcp root=/dev/nfs"),
+        ([], None),
+        ([["args", ""]], None),
+    ],
+)
+def test_kernel_arguments_are_put_together(entries: list[Any], args: str | None) -> None:
+    config = new_config(vm(["image", ["linux", ["kernel", "/k"], *entries]]))
+    image = {item[0]: item[1] for item in config.image()[1:] if isinstance(item, list)}
+    assert image.get("args") == args
+    assert "root" not in image
+    assert image["kernel"] == "/k"
+
+
+def test_hvm_image_is_left_as_it_is() -> None:
+    config = new_config(vm(["image", ["hvm", ["boot", "c"], ["acpi", 1], ["root", "x"]]]))
+    assert config.guest_type is GuestType.HVM
+    assert ["root", "x"] in config.image()
+    assert ["acpi", "1"] in config.image()
+
+
+def test_devices_are_completed() -> None:
+    config = new_config(
+        vm(
+            ["device", ["vif", ["bridge", "xenbr0"]]],
+            ["device", ["vbd", ["uname", "phy:a"], ["dev", "xvda"], ["mode", "w"]]],
+            ["device", ["tap", ["uname", "tap:aio:b"], ["dev", "hdc:cdrom"], ["mode", "r"]]],
+            ["device", ["console", ["protocol", "other"]]],
+        )
+    )
+    vif, vbd, tap = device(config, "vif"), device(config, "vbd"), device(config, "tap")
+    assert re.fullmatch(r"00:16:3e:[0-7][0-9a-f]:[0-9a-f]{2}:[0-9a-f]{2}", vif["mac"])
+    assert vif["script"] == "/etc/xen/scripts/vif-bridge"
+    assert (vbd["dev"], vbd["bootable"], vbd["mode"]) == ("xvda:disk", "1", "w")
+    assert (tap["dev"], tap["bootable"]) == ("hdc:cdrom", "0")
+    assert [name for name, _ in config.devices()].count("console") == 1
+    assert all(UUID.fullmatch(item["uuid"]) for item in (vif, vbd, tap))
+
+
+def test_odd_devices_are_passed_over() -> None:
+    config = new_config(vm(["device"], ["device", "vif"], ["device", []], ["device", [[]]]))
+    assert [name for name, _ in config.devices()] == ["console"]
+
+
+BAD: list[tuple[Any, type[Exception], str]] = [
+    ([], RpcError, "not a guest configuration"),
+    ("vm", RpcError, "not a guest configuration"),
+    (None, RpcError, "not a guest configuration"),
+    (["host", ["name", "x"]], RpcError, "not a guest configuration"),
+    (["vm", ["memory", 64]], DomainError, "Missing VM Name"),
+    (["vm", ["name", "a b"], ["memory", 64]], DomainError, "Invalid VM Name"),
+    (["vm", ["name", "a"], ["memory", 0]], DomainError, "memory must be"),
+    (["vm", ["name", "a"]], DomainError, "memory"),
+    (["vm", ["name", {"a": 1}], ["memory", 64]], RpcError, "dict has no place in an sxp"),
+]
+
+
+@pytest.mark.parametrize(("value", "error", "text"), BAD)
+def test_impossible_configuration_is_refused(
+    value: Any, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        new_config(value)

@@ -1,0 +1,162 @@
+"""The daemon as a process, seen through its signals, its sockets and its service manager."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import xmlrpc.client
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+DEADLINE_S = 30.0
+
+
+@dataclass
+class Daemon:
+    """A running daemon; `manager` is where it notifies."""
+
+    root: Path
+    process: subprocess.Popen[str]
+    manager: socket.socket
+
+    def told(self) -> dict[str, str]:
+        """Return the next notification that is neither a sign of life nor a status line alone."""
+        while True:
+            text = self.manager.recv(4096).decode()
+            pairs = dict(line.partition("=")[::2] for line in text.splitlines())
+            if set(pairs) - {"STATUS", "WATCHDOG", "EXTEND_TIMEOUT_USEC"}:
+                return pairs
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def log(self) -> str:
+        return (self.root / "var/log/xen/xend.log").read_text()
+
+
+Start = Callable[..., Daemon]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    daemons: list[Daemon] = []
+
+    def begin(config: str = "", root: str = "root") -> Daemon:
+        place = tmp_path / root
+        file = place / "etc/xen/xend-config.sxp"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"(xendpy-libvirt-server no) (loglevel INFO)\n{config}\n")
+        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        manager.bind(str(tmp_path / f"notify-{len(daemons)}"))
+        manager.settimeout(DEADLINE_S)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "xendpy", "--root", str(place), "start", "--foreground"],
+            env={**os.environ, "NOTIFY_SOCKET": manager.getsockname()},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        daemons.append(Daemon(place, process, manager))
+        return daemons[-1]
+
+    yield begin
+    for daemon in daemons:
+        daemon.process.kill()
+        daemon.process.communicate()
+        daemon.manager.close()
+
+
+def test_daemon_is_ready_serves_and_stops(
+    start: Start, client: Callable[[Path], xmlrpc.client.ServerProxy]
+) -> None:
+    daemon = start()
+    assert daemon.told()["READY"] == "1"
+    path = daemon.root / "var/run/xend/xmlrpc.sock"
+    proxy = client(path)
+    assert proxy.xend.domains(False) == ["Domain-0"]
+    assert proxy.xend.node.log().startswith("[20")
+    daemon.signal(signal.SIGTERM)
+    assert daemon.told()["STOPPING"] == "1"
+    _, said = daemon.process.communicate(timeout=DEADLINE_S)
+    assert daemon.process.returncode == 0, said
+    assert not path.exists()
+    assert "Xend Daemon started" in daemon.log()
+    assert "Xend Daemon stopped" in daemon.log()
+    assert said.startswith("<6>")
+
+
+def test_reload_takes_all_or_nothing(start: Start) -> None:
+    daemon = start("(xend-relocation-hosts-allow '^a$')")
+    daemon.told()
+    file = daemon.root / "etc/xen/xend-config.sxp"
+    file.write_text("(loglevel DEBUG) (xend-relocation-hosts-allow '[')")
+    daemon.signal(signal.SIGHUP)
+    assert "MONOTONIC_USEC" in daemon.told()
+    told = daemon.told()
+    assert told["READY"] == "1"
+    assert "not reloaded" in told["STATUS"]
+    file.write_text("(loglevel DEBUG) (xend-relocation-hosts-allow '^b$')")
+    daemon.signal(signal.SIGHUP)
+    daemon.told()
+    assert "not reloaded" not in daemon.told()["STATUS"]
+    daemon.signal(signal.SIGUSR1)
+    daemon.signal(signal.SIGINT)
+    daemon.process.communicate(timeout=DEADLINE_S)
+    assert daemon.process.returncode == 0
+    log = daemon.log()
+    assert log.index("the configuration is not reloaded") < log.index("configuration reloaded")
+
+
+def test_unusable_configuration_is_no_start(start: Start) -> None:
+    daemon = start("(xend-relocation-server perhaps)")
+    _, said = daemon.process.communicate(timeout=DEADLINE_S)
+    assert daemon.process.returncode == 78
+    assert "xend-config.sxp:2" in said
+    assert "Traceback" not in said
+
+
+def test_busy_port_is_no_start(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        daemon = start(
+            "(xend-relocation-server yes) (xend-relocation-address 127.0.0.1)"
+            f" (xend-relocation-port {port}) (xend-relocation-hosts-allow '^a$')"
+        )
+        _, said = daemon.process.communicate(timeout=DEADLINE_S)
+    assert daemon.process.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in said
+    assert "Traceback" not in said
+
+
+def test_two_daemons_never_own_one_store(start: Start) -> None:
+    first = start()
+    first.told()
+    (first.root / "var/run/xend.pid").unlink()  # so that only the lock is in the way
+    second = start()
+    _, said = second.process.communicate(timeout=DEADLINE_S)
+    assert second.process.returncode == 1
+    assert "Traceback" not in said
+    assert first.process.poll() is None
+
+
+def test_hidden_socket_is_not_opened(start: Start) -> None:
+    daemon = start("(xend-unix-xmlrpc-server no)")
+    daemon.told()
+    assert not (daemon.root / "var/run/xend/xmlrpc.sock").exists()
+
+
+def test_tcp_is_served_to_whom_hosts_allow_admits(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    daemon = start(
+        "(xend-tcp-xmlrpc-server yes) (xend-tcp-xmlrpc-server-address 127.0.0.1)"
+        f" (xend-tcp-xmlrpc-server-port {port}) (xend-relocation-hosts-allow '^127\\\\.0\\\\.')"
+    )
+    daemon.told()
+    with xmlrpc.client.ServerProxy(f"http://127.0.0.1:{port}/RPC2") as proxy:
+        assert proxy.xend.domains(False) == ["Domain-0"]
