@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.control.daemons import Start, starter
 from tests.control.fakes import FakeHypervisor
 from xendpy.control.domain_methods import DomainMethods
 from xendpy.control.guests import Guests
@@ -83,3 +84,9 @@ def client() -> Callable[[Path], xmlrpc.client.ServerProxy]:
         )
 
     return make
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with starter(tmp_path) as start:
+        yield start

@@ -2,73 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import xmlrpc.client
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-DEADLINE_S = 30.0
-
-
-@dataclass
-class Daemon:
-    """A running daemon; `manager` is where it notifies."""
-
-    root: Path
-    process: subprocess.Popen[str]
-    manager: socket.socket
-
-    def told(self) -> dict[str, str]:
-        """Return the next notification that is neither a sign of life nor a status line alone."""
-        while True:
-            text = self.manager.recv(4096).decode()
-            pairs = dict(line.partition("=")[::2] for line in text.splitlines())
-            if set(pairs) - {"STATUS", "WATCHDOG", "EXTEND_TIMEOUT_USEC"}:
-                return pairs
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def log(self) -> str:
-        return (self.root / "var/log/xen/xend.log").read_text()
-
-
-Start = Callable[..., Daemon]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    daemons: list[Daemon] = []
-
-    def begin(config: str = "", root: str = "root") -> Daemon:
-        place = tmp_path / root
-        file = place / "etc/xen/xend-config.sxp"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"(xendpy-libvirt-server no) (loglevel INFO)\n{config}\n")
-        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        manager.bind(str(tmp_path / f"notify-{len(daemons)}"))
-        manager.settimeout(DEADLINE_S)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "xendpy", "--root", str(place), "start", "--foreground"],
-            env={**os.environ, "NOTIFY_SOCKET": manager.getsockname()},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        daemons.append(Daemon(place, process, manager))
-        return daemons[-1]
-
-    yield begin
-    for daemon in daemons:
-        daemon.process.kill()
-        daemon.process.communicate()
-        daemon.manager.close()
+from tests.control.daemons import DEADLINE_S, Start
 
 
 def test_daemon_is_ready_serves_and_stops(
@@ -80,7 +20,7 @@ def test_daemon_is_ready_serves_and_stops(
     proxy = client(path)
     assert proxy.xend.domains(False) == ["Domain-0"]
     assert proxy.xend.node.log().startswith("[20")
-    daemon.signal(signal.SIGTERM)
+    daemon.process.send_signal(signal.SIGTERM)
     assert daemon.told()["STOPPING"] == "1"
     _, said = daemon.process.communicate(timeout=DEADLINE_S)
     assert daemon.process.returncode == 0, said
@@ -95,17 +35,17 @@ def test_reload_takes_all_or_nothing(start: Start) -> None:
     daemon.told()
     file = daemon.root / "etc/xen/xend-config.sxp"
     file.write_text("(loglevel DEBUG) (xend-relocation-hosts-allow '[')")
-    daemon.signal(signal.SIGHUP)
+    daemon.process.send_signal(signal.SIGHUP)
     assert "MONOTONIC_USEC" in daemon.told()
     told = daemon.told()
     assert told["READY"] == "1"
     assert "not reloaded" in told["STATUS"]
     file.write_text("(loglevel DEBUG) (xend-relocation-hosts-allow '^b$')")
-    daemon.signal(signal.SIGHUP)
+    daemon.process.send_signal(signal.SIGHUP)
     daemon.told()
     assert "not reloaded" not in daemon.told()["STATUS"]
-    daemon.signal(signal.SIGUSR1)
-    daemon.signal(signal.SIGINT)
+    daemon.process.send_signal(signal.SIGUSR1)
+    daemon.process.send_signal(signal.SIGINT)
     daemon.process.communicate(timeout=DEADLINE_S)
     assert daemon.process.returncode == 0
     log = daemon.log()

@@ -85,12 +85,17 @@ class RpcServer:
         """
         self.hosts_allow = hosts_allow
         sock = listen_tcp(address, port)
-        port = int(sock.getsockname()[1])
+        host, port = sock.getsockname()[:2]
+        if not hosts_allow.patterns and not host.startswith("127."):
+            log.warning(
+                "xend-relocation-hosts-allow is empty: every host that reaches %s:%d rules here",
+                *(host, port),
+            )
         await self._listen(sock, self._allowed_host, tls)
         log.info(
             "Opening %s XML-RPC server on %s:%d.", "HTTPS" if tls else "TCP", address or "*", port
         )
-        return port
+        return int(port)
 
     async def drain(self, deadline_s: float) -> None:
         """Accept nobody any more, give calls under way `deadline_s` seconds, then end them."""
