@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,3 +78,12 @@ def starter(tmp_path: Path) -> Iterator[Start]:
             daemon.process.kill()
             daemon.process.communicate()
             daemon.manager.close()
+        _end_guests(tmp_path)
+
+
+def _end_guests(tmp_path: Path) -> None:
+    """End what outlives a daemon by design: test guests, whose output goes below `tmp_path`."""
+    for output in Path("/proc").glob("[0-9]*/fd/1"):
+        with suppress(OSError):
+            if os.readlink(output).startswith(f"{tmp_path}/"):
+                os.kill(int(output.parts[2]), signal.SIGKILL)

@@ -149,8 +149,8 @@ class Service:
             await self._listen_rpc()
             with self._signals():
                 log.info("driver %s, ready", self.guests.hypervisor.name)
-                self._notifier.ready(self.migrations.summary())
                 ready()
+                self._notifier.ready(self.migrations.summary())
                 background = [
                     self._begin(autostart.start_all(self.guests, self._paths)),
                     self._begin(self._keep_alive()),
