@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from xendpy.errors import RecordOrderError
 from xendpy.guest.domain import GuestType
-from xendpy.stream.order import LEGACY, LEGACY_ONCE, START, RecordOrder
+from xendpy.stream.order import LEGACY, LEGACY_ONCE, LIBXC, START, RecordOrder, Table
 from xendpy.stream.records import HvmContext, OnlineVcpus, Pages, StreamStart, TscInfo
 
 
 @pytest.mark.parametrize("guest", GuestType)
-def test_every_state_is_reachable_and_leads_somewhere(guest: GuestType) -> None:
-    table = LEGACY[guest]
+@pytest.mark.parametrize("tables", [LEGACY, LIBXC], ids=["legacy", "libxc"])
+def test_every_state_is_reachable_and_leads_somewhere(
+    tables: Mapping[GuestType, Table], guest: GuestType
+) -> None:
+    table = tables[guest]
     reached, todo = {START}, [START]
     while todo:
         for state in table[todo.pop()].values():

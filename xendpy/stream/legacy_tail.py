@@ -10,6 +10,7 @@ import numpy as np
 
 from xendpy.errors import RecordError, StreamTruncated
 from xendpy.guest.pages import PAGE_SIZE
+from xendpy.stream.framing import take_large
 from xendpy.stream.legacy_format import (
     CONTEXT_BYTES,
     EXTENDED_BYTES,
@@ -35,7 +36,7 @@ from xendpy.stream.records import (
     VcpuContext,
     VcpuContextKind,
 )
-from xendpy.stream.steps import MAX_RECORD, Steps, Take, take, take_rest, tell, unpack
+from xendpy.stream.steps import Steps, take, take_rest, tell, unpack
 
 
 def read_pv_tail(
@@ -121,7 +122,7 @@ def _read_emulator(limits: StreamLimits, order: RecordOrder) -> Steps[None]:
     else:
         at = yield from tell()
         size = yield from _length("device model", at, limits.device_model_bytes)
-        blob = yield from _take_large(size)
+        blob = yield from take_large(size)
     yield EmulatorContext(signature, blob)
 
 
@@ -135,14 +136,3 @@ def _read_to_end(limit: int) -> Steps[bytes]:
         reason = f"state begins with {ascii(blob[:4])[1:]}, expected {ascii(QEMU_MAGIC)[1:]}"
         raise RecordError("device model", reason, offset=start)
     return blob
-
-
-def _take_large(count: int) -> Steps[bytes]:
-    if count <= MAX_RECORD:
-        return (yield from take(count))
-    pieces = []
-    while count:
-        piece: bytes = yield Take(min(count, MAX_RECORD))
-        pieces.append(piece)
-        count -= len(piece)
-    return b"".join(pieces)

@@ -13,17 +13,21 @@ from typing import TypeAlias
 from xendpy.errors import RecordOrderError
 from xendpy.guest.domain import GuestType
 from xendpy.stream.records import (
+    CpuidPolicy,
     EmulatorContext,
+    EmulatorXenstore,
     End,
     HvmContext,
     HvmParams,
     LastCheckpoint,
+    MsrPolicy,
     OnlineVcpus,
     P2mFrames,
     Pages,
     PvInfo,
     Record,
     SharedInfo,
+    StaticDataEnd,
     StreamStart,
     Toolstack,
     TscInfo,
@@ -79,6 +83,61 @@ LEGACY: Mapping[GuestType, Table] = {
     },
 }
 LEGACY_ONCE: frozenset[RecordType] = frozenset({Verify, OnlineVcpus, Toolstack, LastCheckpoint})
+
+# xg_sr_restore.c and libxl_stream_read.c, Xen 4.6 and later. What comes after the memory is
+# applied at the end, so that any order and repetition will do; UnmappedPfns is only written.
+LIBXC: Mapping[GuestType, Table] = {
+    GuestType.PV: {
+        START: {StreamStart: "the headers"},
+        "the headers": {
+            PvInfo: "the PV info",
+            CpuidPolicy: "the headers",
+            MsrPolicy: "the headers",
+        },
+        "the PV info": {
+            CpuidPolicy: "the PV info",
+            MsrPolicy: "the PV info",
+            StaticDataEnd: "the static data",
+        },
+        "the static data": {P2mFrames: MEMORY, TscInfo: "the static data"},
+        MEMORY: {
+            P2mFrames: MEMORY,
+            Pages: MEMORY,
+            Verify: MEMORY,
+            TscInfo: MEMORY,
+            SharedInfo: MEMORY,
+            VcpuContext: MEMORY,
+            UnmappedPfns: MEMORY,
+            End: "the end",
+        },
+        "the end": {},
+    },
+    GuestType.HVM: {
+        START: {StreamStart: "the headers"},
+        "the headers": {
+            CpuidPolicy: "the headers",
+            MsrPolicy: "the headers",
+            StaticDataEnd: MEMORY,
+        },
+        MEMORY: {
+            Pages: MEMORY,
+            Verify: MEMORY,
+            TscInfo: MEMORY,
+            HvmParams: MEMORY,
+            HvmContext: MEMORY,
+            EmulatorXenstore: "the device model",
+            EmulatorContext: "the device model",
+            End: "the end",
+        },
+        "the device model": {
+            EmulatorXenstore: "the device model",
+            EmulatorContext: "the device model",
+            End: "the end",
+        },
+        "the end": {},
+    },
+}
+LIBXC_ONCE: frozenset[RecordType] = frozenset({PvInfo, StaticDataEnd})
 
 
 class RecordOrder:

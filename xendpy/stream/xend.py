@@ -13,16 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from struct import Struct
 
-from xendpy.errors import StreamError, StreamTruncated, UnsupportedStream
+from xendpy.errors import StreamError, StreamTruncated
 from xendpy.guest.domain import DomainConfig, GuestType
-from xendpy.stream import legacy
+from xendpy.stream import legacy, libxc, libxc_format
 from xendpy.stream.legacy_head import FIRST_BYTES
 from xendpy.stream.limits import DEFAULT_LIMITS, StreamLimits
 from xendpy.stream.steps import Steps, take, tell
 
 SIGNATURE = b"LinuxGuestRecord"
 CONFIG_LENGTH = Struct(">i")
-V2_MARKER = b"\xff" * FIRST_BYTES
 INVALID = "not a valid guest state file: "
 LINE_END_BYTES = 2  # what may be left of a request in list form: "(receive)\r\n"
 
@@ -68,11 +67,11 @@ def encode_envelope(config: DomainConfig) -> bytes:
 
 def decode_body(guest_type: GuestType, limits: StreamLimits = DEFAULT_LIMITS) -> Steps[None]:
     """Decode the image behind an envelope, whichever format it has."""
-    start = yield from tell()
     first = yield from take(FIRST_BYTES)
-    if first == V2_MARKER:
-        raise UnsupportedStream("a libxc v2 image", offset=start)
-    yield from legacy.decode(first, guest_type, limits)
+    if first == libxc_format.MARKER:
+        yield from libxc.decode(first, guest_type, limits)
+    else:
+        yield from legacy.decode(first, guest_type, limits)
 
 
 def _take(count: int, doing: str) -> Steps[bytes]:
