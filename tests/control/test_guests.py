@@ -236,6 +236,7 @@ async def test_names_and_uuids_are_unique(guests: Guests, hypervisor: FakeHyperv
 BAD: list[tuple[str, Act, type[XendError], str]] = [
     ("relative path", lambda g: g.save("web1", "a.img"), HypervisorError, "absolute"),
     ("no such file", lambda g: g.restore("/nonexistent/a"), HypervisorError, "Unable to read"),
+    ("no save file", lambda g: g.restore("/proc/stat"), HypervisorError, "failed: /proc/stat: "),
     ("a directory", lambda g: g.restore("/"), HypervisorError, "Unable to read"),
     ("no such directory", lambda g: g.save("web1", "/nonexistent/a"), HypervisorError, "create"),
     ("a device", lambda g: g.save("web1", "/dev/null"), HypervisorError, "not a regular file"),

@@ -28,6 +28,7 @@ from xendpy.errors import (
     DomainNotFound,
     DomainStateError,
     HypervisorError,
+    StreamError,
     Unsupported,
 )
 from xendpy.guest.domain import NAME_PATTERN, Domain, DomainConfig, DomainState, DomainSummary
@@ -101,10 +102,13 @@ class Guests(Lookup):
         """Build the guest that a save file holds; it runs, if it can here, unless `paused`."""
         cancel = Cancel()
         file = _absolute(path)
-        domain = await self.workers.long(
-            lambda: restore_file(self.hypervisor, file, cancel=cancel),
-            lambda: cancel.cancel("shutdown"),
-        )
+        try:
+            domain = await self.workers.long(
+                lambda: restore_file(self.hypervisor, file, cancel=cancel),
+                lambda: cancel.cancel("shutdown"),
+            )
+        except StreamError as error:
+            raise HypervisorError(f"Restore failed: {file}: {error}") from error
         if not paused:
             await self._let_run(domain)
         guest = await self.get(domain.uuid)
