@@ -237,7 +237,7 @@ def test_a_long_name_can_still_be_kept(store):
 
 def test_a_localhost_migration_keeps_both_until_the_source_goes(paths, store):
     source_domain = restore(store)
-    with store.save(source_domain) as source:
+    with store.save(source_domain, migration_id="ab12") as source:
         arrived = restore(store, migration_id="ab12")
         assert [summary.uuid for summary in store.domains()] == [UUID, UUID]
         assert arrived.domid != source_domain.domid
@@ -257,7 +257,7 @@ def test_a_migration_id_exempts_only_the_guest_that_is_leaving(store):
     with pytest.raises(DomainExists), store.restore(guest(), migration_id="ab12"):
         pass
     with (
-        store.save(store.find("web01")),
+        store.save(store.find("web01"), migration_id="ab12"),
         pytest.raises(DomainExists),
         store.restore(guest(uuid=OTHER_UUID), migration_id="ab12"),
     ):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.guests import UUID, closing, contents, guest, opening, plain, send_guest, span, u64
-from xendpy.errors import DomainExists, DomainStateError, Unsupported
+from xendpy.errors import DomainExists, DomainStateError, HypervisorError, Unsupported
 from xendpy.guest.domain import DomainConfig, DomainState
 from xendpy.guest.memory import GuestMemory
 from xendpy.guest.pages import DirtyBitmap
@@ -70,13 +70,36 @@ class FakeRunning:
         self.calls.append("destroy")
 
 
+class FakeArriving:
+    """A process that waits; `start` gives its memory to the guest."""
+
+    def __init__(self, runner, config, domid):
+        self.runner, self.config, self.domid = runner, config, domid
+        self.memory = GuestMemory.anonymous("fake")
+        self.ended = ""
+
+    def start(self, types, records):
+        if self.runner.fault:
+            raise HypervisorError(self.runner.fault)
+        self.ended = "started"
+        running = FakeRunning(self.domid, self.config, self.memory, types.copy(), list(records))
+        self.runner.started.append(running)
+        return running
+
+    def discard(self):
+        self.ended = self.ended or "discarded"
+
+
 class FakeRunner:
-    def __init__(self, adopted=()):
+    def __init__(self, adopted=(), *, receives=True):
         self.adopted = adopted
+        self.receives = receives
         self.started = []
+        self.arriving = []
+        self.fault = ""
 
     def can_run(self, config):
-        return config.name != "stranger"
+        return self.receives and config.name != "stranger"
 
     def create(self, config, *, domid):
         return self._start(domid, config, b"\0" * 4096, np.zeros(1, np.uint8), [])
@@ -84,6 +107,10 @@ class FakeRunner:
     def start_from(self, memory, types, records, config, *, domid):
         pages = memory.pages[: memory.nr_pages].tobytes()
         return self._start(domid, config, pages, types.copy(), list(records))
+
+    def receive(self, config, *, domid):
+        self.arriving.append(FakeArriving(self, config, domid))
+        return self.arriving[-1]
 
     def adopt(self):
         return self.adopted
@@ -118,8 +145,93 @@ def image_exists(tmp_path) -> bool:
     return (Paths(tmp_path).store_dir / UUID).exists()
 
 
-def test_an_arrived_guest_is_at_rest_until_it_is_unpaused(tmp_path, store, runner):
+def at_rest(store, runner, migration_id=""):
+    """Have a guest come in to rest, as to a host whose runner did not know it then."""
+    runner.receives = False
+    domain = restore(store, migration_id=migration_id)
+    runner.receives = True
+    return domain
+
+
+def incoming(tmp_path) -> list[str]:
+    return [path.name for path in (Paths(tmp_path).store_dir / "incoming").iterdir()]
+
+
+def test_a_guest_arrives_in_the_process_that_will_run_it(tmp_path, store, runner):
+    domain = restore(store, migration_id="ab12")
+    (running,) = runner.started
+    assert running.memory is runner.arriving[0].memory and running.memory.pages[15, 0] == 1
+    assert running.types.tolist() == [0] * 16
+    assert plain(running.records) == plain([*opening(), *closing()])
+    assert store.domains()[0].state is DomainState.PAUSED
+    assert not image_exists(tmp_path) and incoming(tmp_path) == []
+    assert store.find("web01") == domain == store.arrival("ab12")
+
+
+def test_a_guest_that_does_not_arrive_whole_ends_with_its_process(tmp_path, store, runner):
+    with pytest.raises(KeyError), store.restore(guest()) as session:
+        send_guest(session, span(0, 16))
+        raise KeyError
+    assert runner.arriving[0].ended == "discarded" and incoming(tmp_path) == []
+    runner.fault = "page types that no guest has"
+    with pytest.raises(HypervisorError, match="page types"):
+        restore(store)
+    assert runner.arriving[1].ended == "discarded" and incoming(tmp_path) == []
+    assert store.domains() == []
+
+
+def test_what_arrived_in_part_is_copied_to_be_kept(store, runner):
+    with store.restore(guest()) as session:
+        send_guest(session, span(0, 16))
+        session.keep("the peer went away")
+    (partial,) = store.partials()
+    assert (partial.path / "memory").read_bytes() == b"\1" * 16 * 4096
+    assert runner.arriving[0].ended == "discarded"
+
+
+def test_a_process_whose_guest_was_still_arriving_is_ended(tmp_path, store, runner):
+    """The daemon ended between the start of the process and the removal of its directory."""
+    with store.restore(guest(), migration_id="ab12") as session:
+        send_guest(session, span(0, 16))
+        (directory,) = (Paths(tmp_path).store_dir / "incoming").iterdir()
+        files = {path.name: path.read_bytes() for path in directory.iterdir()}
+        session.complete()
+    store.close()
+    directory.mkdir()
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
+    again = StoreHypervisor(Paths(tmp_path), runner=FakeRunner(runner.started))
+    assert "destroy" in runner.started[0].calls
+    assert again.domains() == [] and again.arrival("ab12") is None and incoming(tmp_path) == []
+    again.close()
+
+
+def test_the_arrival_of_a_guest_that_is_gone_is_forgotten(tmp_path, store, runner):
+    domain = restore(store, migration_id="ab12")
+    store.close()
+    StoreHypervisor(Paths(tmp_path), runner=FakeRunner()).close()
+    other = FakeRunning(domain.domid, guest(), GuestMemory.anonymous("f"), np.zeros(1, np.uint8))
+    again = StoreHypervisor(Paths(tmp_path), runner=FakeRunner([other]))
+    assert again.find("web01") == domain and again.arrival("ab12") is None
+    again.close()
+
+
+def test_only_the_same_migration_may_bring_a_name_twice(store):
     domain = restore(store)
+    with store.save(domain, migration_id="ab12"):
+        for other in ("", "cd34"):
+            with pytest.raises(DomainExists), store.restore(guest(), migration_id=other):
+                pass
+        with store.restore(guest(), migration_id="ab12") as session:
+            send_guest(session, span(0, 16))
+            twin = session.complete()
+    assert store.arrival("ab12") == twin != domain
+    with pytest.raises(DomainExists), store.restore(guest(), migration_id="ab12"):
+        pass
+
+
+def test_a_guest_at_rest_is_started_when_it_is_unpaused(tmp_path, store, runner):
+    domain = at_rest(store, runner)
     assert runner.started == [] and image_exists(tmp_path)
     store.unpause(domain)
     (running,) = runner.started
@@ -212,7 +324,7 @@ def test_running_guests_are_adopted_after_a_restart(tmp_path, store, runner):
 
 
 def test_a_start_cut_short_leaves_the_image(tmp_path, store, runner):
-    domain = restore(store)
+    domain = at_rest(store, runner)
     store.close()
     half_started = FakeRunning(
         domain.domid, guest(), GuestMemory.anonymous("fake"), np.zeros(1, np.uint8)
@@ -224,7 +336,7 @@ def test_a_start_cut_short_leaves_the_image(tmp_path, store, runner):
 
 
 def test_an_image_that_cannot_be_removed_still_counts(tmp_path, store, runner, monkeypatch):
-    domain = restore(store)
+    domain = at_rest(store, runner)
 
     def fail(_path):
         raise OSError(5, "Input/output error")

@@ -163,7 +163,7 @@ class Dialler:
         order = outgoing.order
         with (
             self._connect(order.peer) as channel,
-            self._hypervisor.save(order.domain) as opened,
+            self._hypervisor.save(order.domain, migration_id=outgoing.entry.id) as opened,
         ):
             assert self._hypervisor.capabilities().page_access
             source = cast(PageSource, opened)

@@ -172,8 +172,8 @@ class Hypervisor(Protocol):
     ) -> AbstractContextManager[RestoreSession]:
         """Reserve name, uuid and room for a guest, or refuse, before any page is read.
 
-        `migration_id` names this daemon's own outgoing migration, whose source may keep the same
-        name and uuid.
+        `migration_id` is the migration that brings it: the guest that `save` opened with the same
+        id, for a migration to this very host, may keep the same name and uuid.
 
         Raises:
             DomainExists: name or uuid is taken.
@@ -190,8 +190,10 @@ class Hypervisor(Protocol):
         """
         ...
 
-    def save(self, domain: Domain) -> AbstractContextManager[PageSource | RecordSource]:
-        """Open a guest for sending or saving.
+    def save(
+        self, domain: Domain, *, migration_id: str = ""
+    ) -> AbstractContextManager[PageSource | RecordSource]:
+        """Open a guest for sending, by that migration, or for saving.
 
         Leaving the `with` without choosing means `resume` before the last record, else `hold`.
         """

@@ -17,6 +17,7 @@ from xendpy.hypervisor.base import Capabilities, PageSource
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.runner import GuestRunner, Running
 from xendpy.hypervisor.statelock import StateLock, host_id
+from xendpy.hypervisor.store_arriving import ArrivingRestore
 from xendpy.hypervisor.store_execution import StoreExecution
 from xendpy.hypervisor.store_restore import StoreRestore
 from xendpy.hypervisor.store_save import RestingSource, RunningSource
@@ -136,7 +137,8 @@ class StoreHypervisor:
     @contextmanager
     def restore(self, config: DomainConfig, *, migration_id: str = "") -> Iterator[StoreRestore]:
         """Take a guest in; see hypervisor.base."""
-        incoming = self._reserve(config, migration_id, config.memory_mib << 20)
+        on_disk = 0 if self._execution.can_run(config) else config.memory_mib << 20
+        incoming = self._reserve(config, migration_id, on_disk)
         try:
             session = self._begin(incoming)
             incoming.session = session
@@ -148,9 +150,9 @@ class StoreHypervisor:
             self._table.release(incoming)
 
     @contextmanager
-    def save(self, domain: Domain) -> Iterator[PageSource]:
+    def save(self, domain: Domain, *, migration_id: str = "") -> Iterator[PageSource]:
         """Open a guest for sending or saving; see hypervisor.base."""
-        with self._table.claimed(domain, LEAVING) as guest:
+        with self._table.claimed(domain, LEAVING, migration_id) as guest:
             with translated("save", self._directory):
                 source = self._source(guest)
             try:
@@ -197,7 +199,7 @@ class StoreHypervisor:
         with self._table.claimed(domain, "being started") as guest:
             check_not_held(guest)
             if isinstance(guest, Resting):
-                guest = self._started(guest)
+                guest = self._start(guest)
             guest.running.unpause()
 
     def destroy(self, domain: Domain) -> None:
@@ -257,11 +259,11 @@ class StoreHypervisor:
         self._lock.release()
 
     def _load(self) -> None:
+        adopted = self._execution.adopt()
         self._directory.prepare(time())
         for image in self._directory.whole():
             self._table.settle(Resting(image))
-        resting = frozenset(guest.domid for guest in self._table.live())
-        for running in self._execution.adopt(resting):
+        for running in adopted:
             self._table.settle(Executing(running))
 
     def _reserve(self, config: DomainConfig, migration_id: str, bytes_: int) -> Incoming:
@@ -280,13 +282,29 @@ class StoreHypervisor:
         with translated("restore", self._directory):
             image = self._directory.begin(incoming.config, state)
             try:
-                return StoreRestore(self._directory, image, self._arrived)
+                return self._session(image)
             except BaseException:
                 self._directory.discard(image.path)
                 raise
 
+    def _session(self, image: StoredImage) -> StoreRestore:
+        arriving = self._execution.receive(image)
+        if arriving is None:
+            return StoreRestore(self._directory, image, self._arrived)
+        try:
+            return ArrivingRestore(self._directory, image, arriving, self._started)
+        except BaseException:
+            arriving.discard()
+            raise
+
     def _arrived(self, image: StoredImage) -> Domain:
         guest = Resting(image)
+        self._table.settle(guest)
+        return as_domain(guest)
+
+    def _started(self, image: StoredImage, running: Running) -> Domain:
+        self._execution.replace(image, running)
+        guest = Executing(running)
         self._table.settle(guest)
         return as_domain(guest)
 
@@ -314,9 +332,9 @@ class StoreHypervisor:
             self._directory.write_state(image)
         guest.image = image
 
-    def _started(self, guest: Resting) -> Executing:
+    def _start(self, guest: Resting) -> Executing:
         with translated("unpause", self._directory):
             running = self._execution.start(guest.image)
-        started = Executing(running, guest.busy)
+        started = Executing(running, busy=guest.busy)
         self._table.settle(started)
         return started

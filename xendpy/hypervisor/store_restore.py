@@ -60,8 +60,12 @@ class StoreRestore:
         directory: StoreDirectory,
         image: StoredImage,
         on_whole: Callable[[StoredImage], Domain],
+        memory: GuestMemory | None = None,
     ) -> None:
-        """Create the files of `image`; `on_whole` enters it among the guests at rest."""
+        """Create the files of `image`; `on_whole` enters the guest among those that are here.
+
+        `memory` is received into, in the place of a file.
+        """
         self.report = RestoreReport()
         self._directory = directory
         self._durable = directory.durable
@@ -74,7 +78,7 @@ class StoreRestore:
         self._cancelled = False
         self._settled = False
         path = image.path
-        self._memory = GuestMemory(self._durable.create(path / MEMORY))
+        self._memory = memory or GuestMemory(self._durable.create(path / MEMORY))
         self._types = PageTypes.create(path / TYPES, self._durable)
         self._records = self._durable.create(path / RECORDS)
         self._durable.append(self._records, path / RECORDS, recordfile.MAGIC)
@@ -116,17 +120,19 @@ class StoreRestore:
         """Make the guest durable, then whole in one step; return it, paused."""
         self._check()
         with translated("restore", self._directory):
-            for pfns in self._unmapped:
-                self._types.remove(pfns)
-            nr_pages = self._types.nr_pages
-            self._memory.drop_all_but(self._types.present().flags)
-            self._memory.finish(nr_pages)
-            self._types.finish()
+            self._finish()
             self._sync()
             state = replace(self._state(), first_round=True)
             image = self._directory.settle(replace(self._image, state=state))
         self._settled = True
         return self._on_whole(image)
+
+    def _finish(self) -> None:
+        for pfns in self._unmapped:
+            self._types.remove(pfns)
+        self._memory.drop_all_but(self._types.present().flags)
+        self._memory.finish(self._types.nr_pages)
+        self._types.finish()
 
     def keep(self, reason: str) -> str:
         """Keep what has come as NAME.partial and return where; the session takes no more."""
@@ -151,7 +157,7 @@ class StoreRestore:
 
     def close(self) -> None:
         """Let go of the files; a guest neither whole nor kept goes. May be called again."""
-        self._memory.close()
+        self._close_memory()
         self._types.close()
         if self._records >= 0:
             os.close(self._records)
@@ -163,6 +169,9 @@ class StoreRestore:
             except OSError as error:
                 # What ended the arrival must reach its peer; the next start clears this away.
                 log.warning("%s is left behind: %s", self._image.path, error)
+
+    def _close_memory(self) -> None:
+        self._memory.close()
 
     def _check(self) -> None:
         if self._cancelled:
@@ -188,10 +197,13 @@ class StoreRestore:
         if self.report.rounds != self._rounds.rounds:
             self.report = replace(self.report, rounds=self._rounds.rounds)
         if self._rounds.first_round_complete and not self._image.state.first_round:
-            # The files first: the note says that they are worth keeping.
-            self._sync()
             self._image = replace(self._image, state=replace(self._state(), first_round=True))
-            self._directory.write_state(self._image)
+            self._note_first_round()
+
+    def _note_first_round(self) -> None:
+        # The files first: the note says that they are worth keeping.
+        self._sync()
+        self._directory.write_state(self._image)
 
     def _state(self) -> ImageState:
         report = self.report
@@ -210,8 +222,11 @@ class StoreRestore:
         self._durable.append(self._records, self._image.path / RECORDS, data)
 
     def _sync(self) -> None:
+        self._durable.sync(self._memory.fd, self._image.path / MEMORY)
+        self._sync_small()
+
+    def _sync_small(self) -> None:
         path = self._image.path
-        self._durable.sync(self._memory.fd, path / MEMORY)
         self._durable.sync(self._types.fd, path / TYPES)
         self._durable.sync(self._records, path / RECORDS)
         self._durable.sync_dir(path)

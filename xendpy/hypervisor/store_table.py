@@ -36,10 +36,14 @@ class Incoming:
 
 @dataclass(slots=True)
 class Resting:
-    """A guest at rest; `busy` says what is being done with it, in words for an error."""
+    """A guest at rest; `busy` says what is being done with it, in words for an error.
+
+    `leaving` is the id of the migration by which it is being sent.
+    """
 
     image: StoredImage
     busy: str = ""
+    leaving: str = ""
 
     @property
     def domid(self) -> int:
@@ -56,6 +60,7 @@ class Executing:
 
     running: Running
     busy: str = ""
+    leaving: str = ""
 
     @property
     def domid(self) -> int:
@@ -126,8 +131,10 @@ class GuestTable:
             self._live.pop(domid, None)
 
     @contextmanager
-    def claimed(self, domain: Domain, purpose: str) -> Iterator[Resting | Executing]:
-        """Keep a live guest from other work.
+    def claimed(
+        self, domain: Domain, purpose: str, leaving: str = ""
+    ) -> Iterator[Resting | Executing]:
+        """Keep a live guest from other work; `leaving` is the migration that takes it away.
 
         Raises:
             DomainNotFound: it is gone.
@@ -139,12 +146,13 @@ class GuestTable:
                 raise DomainStateError(
                     domain.name, f"Domain '{domain.name}' is {guest.busy}.", actual=guest.busy
                 )
-            guest.busy = purpose
+            guest.busy, guest.leaving = purpose, leaving
         try:
             yield guest
         finally:
             # A guest at rest that was started is another object by this time.
-            self._live.get(domain.domid, guest).busy = ""
+            guest = self._live.get(domain.domid, guest)
+            guest.busy = guest.leaving = ""
 
     def get(self, domain: Domain) -> Resting | Executing:
         """Return a live guest.
@@ -228,20 +236,22 @@ class GuestTable:
 
     def _check_clash(self, config: DomainConfig, migration_id: str) -> None:
         for domid, other in self._configs():
-            if migration_id and self._is_leaving(domid, config):
+            if self._is_leaving(domid, config, migration_id):
                 continue
             if other.uuid == config.uuid:
                 raise DomainExists(
                     config.name, f"Domain '{config.name}' already exists with ID '{domid}'"
                 )
         for domid, name in self._names():
-            if name == config.name and not (migration_id and self._is_leaving(domid, config)):
+            if name == config.name and not self._is_leaving(domid, config, migration_id):
                 raise _name_taken(name, domid)
 
-    def _is_leaving(self, domid: int, config: DomainConfig) -> bool:
-        """Whether that guest is the source of a localhost migration of `config`."""
+    def _is_leaving(self, domid: int, config: DomainConfig, migration_id: str) -> bool:
+        """Whether that guest is the source of this very migration, to its own host."""
         guest = self._live.get(domid)
-        return guest is not None and guest.busy == LEAVING and guest.config.uuid == config.uuid
+        if guest is None or guest.config.uuid != config.uuid:
+            return False
+        return guest.leaving == migration_id != ""
 
 
 def as_domain(guest: Resting | Executing | Incoming) -> Domain:

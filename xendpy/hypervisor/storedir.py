@@ -128,6 +128,17 @@ class StoreDirectory:
             else:
                 self.discard(path)
 
+    def domids(self) -> frozenset[int]:
+        """Return the domids of all guests that have a directory, whole or on their way in."""
+        images = (
+            load_image(path)
+            for parent in (self.root, self._incoming)
+            if parent.is_dir()
+            for path in parent.iterdir()
+            if (path / STATE).is_file()
+        )
+        return frozenset(image.state.domid for image in images if image is not None)
+
     def whole(self) -> Iterator[StoredImage]:
         """Yield every guest at rest; a damaged one is reported, left alone, and skipped."""
         domids: set[int] = set()

@@ -16,6 +16,7 @@ from xendpy.guest.memory import GuestMemory
 from xendpy.guest.pages import PAGE_SHIFT, Types
 from xendpy.hypervisor import testguest_layout as layout
 from xendpy.hypervisor import testguest_records
+from xendpy.hypervisor.sparse import copy_sparse
 from xendpy.hypervisor.testguest_link import GuestLink
 from xendpy.hypervisor.testguest_running import TestGuest
 from xendpy.stream.records import Record
@@ -44,21 +45,8 @@ class ArrivingGuest:
         Raises:
             HypervisorError: the image ends early.
         """
-        size = image.nr_pages << PAGE_SHIFT
         self._memory.finish(image.nr_pages)
-        offset = 0
-        while offset < size:
-            try:
-                offset = os.lseek(image.fd, offset, os.SEEK_DATA)
-            except OSError:  # ENXIO: only a hole is left
-                return
-            end = min(os.lseek(image.fd, offset, os.SEEK_HOLE), size)
-            os.lseek(self._memory.fd, offset, os.SEEK_SET)
-            while offset < end:
-                count = os.sendfile(self._memory.fd, image.fd, offset, end - offset)
-                if not count:
-                    raise HypervisorError("the image ends early", operation="start")
-                offset += count
+        copy_sparse(image.fd, self._memory.fd, image.nr_pages << PAGE_SHIFT)
 
     def start(self, types: Types, records: Iterable[Record]) -> TestGuest:
         """Make a guest, paused, of memory that has arrived whole; takes milliseconds.
