@@ -20,6 +20,7 @@ from xendpy.guest.pages import (
     PageBatch,
     PageType,
     Pfns,
+    Types,
 )
 from xendpy.stream.legacy_dialect import Dialect
 from xendpy.stream.legacy_format import MARKER, UL_DTYPE
@@ -27,7 +28,8 @@ from xendpy.stream.records import Pages
 from xendpy.stream.steps import Fill, Steps, populate, take
 
 TYPE_SHIFT = 28
-PFN_MASK = np.uint64((1 << TYPE_SHIFT) - 1)
+TYPE_UNIT = 1 << TYPE_SHIFT
+PFN_MASK = np.uint64(TYPE_UNIT - 1)
 PINNED = 0x8  # types from here on have bit 31 of the entry set
 ALL_ONES = 0xFFFF_FFFF
 
@@ -56,6 +58,17 @@ def read_batch(count: int, *, width: int, p2m_size: int, start: int) -> Steps[Pa
 
 
 def _check(wire: Pfns, p2m_size: int, offset: int, width: int) -> PageBatch:
+    if int(wire.max()) < min(p2m_size, TYPE_UNIT):
+        # Ordinary pages alone: each entry is its own pfn, and one pass tells.
+        pfns, types = wire, np.zeros(len(wire), np.uint8)
+    else:
+        pfns, types = _check_types(wire, p2m_size, offset, width)
+    if len(pfns) > 1 and not (pfns[1:] > pfns[:-1]).all():
+        _refuse_duplicates(pfns, offset)
+    return PageBatch(pfns, types)
+
+
+def _check_types(wire: Pfns, p2m_size: int, offset: int, width: int) -> tuple[Pfns, Types]:
     types = ((wire >> TYPE_SHIFT) & 0xF).astype(np.uint8)
     pfns = wire & PFN_MASK
     high = wire >> 32
@@ -72,11 +85,7 @@ def _check(wire: Pfns, p2m_size: int, offset: int, width: int) -> PageBatch:
     require(KNOWN[types], "a page type 0x0-0x4 or 0x8-0xf in bits 31-28")
     kept = types != PageType.XTAB
     require(~kept | (pfns < p2m_size), f"a pfn below {p2m_size:#x}")
-    if not kept.all():
-        pfns, types = pfns[kept], types[kept]
-    if len(pfns) > 1 and not (pfns[1:] > pfns[:-1]).all():
-        _refuse_duplicates(pfns, offset)
-    return PageBatch(pfns, types)
+    return (pfns, types) if kept.all() else (pfns[kept], types[kept])
 
 
 def _refuse_duplicates(pfns: Pfns, offset: int) -> None:

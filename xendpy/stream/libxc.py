@@ -120,6 +120,7 @@ def decode_image(
         if kind == RecordType.END:
             yield from read_body("END", length, start, 0)
             yield from _infer_static_data_end(image, kind)
+            image.order.expect(End, start)
             return image.order
         if kind == RecordType.PAGE_DATA:
             yield from _infer_static_data_end(image, kind)
@@ -230,6 +231,9 @@ def _check_entries(image: Image, wire: Pfns, offset: int) -> PageBatch:
             reason = f"pfn {bad} of {len(wire)} is {int(wire[bad]):#x}, expected {expected}"
             raise RecordError("PAGE_DATA", reason, offset=offset + 8 * bad)
 
+    # Ordinary pages of a good batch are their own pfns: one pass tells.
+    if wire.max() < min(image.nr_pages, 1 << 52):
+        return PageBatch(wire, types)
     require((wire & RESERVED_MASK) == 0, "bits 59-52 zero")
     require(VALID_TYPES[types], "a page type 0x0-0x4 or 0x9-0xf in bits 63-60")
     require(pfns < image.nr_pages, f"a pfn below {image.nr_pages:#x}")

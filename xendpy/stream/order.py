@@ -155,7 +155,16 @@ class RecordOrder:
         Raises:
             RecordOrderError: it must not come here, or not again.
         """
-        if not self._advance(kind):
+        self.expect(kind, offset)
+        self._advance(kind)
+
+    def expect(self, kind: RecordType, offset: int | None = None) -> None:
+        """Check that a record of `kind` may come at `offset`, without going on to it.
+
+        Raises:
+            RecordOrderError: it must not.
+        """
+        if kind not in self._allowed():
             names = [allowed.__name__ for allowed in self._allowed()]
             raise RecordOrderError(kind.__name__, state=self.state, allowed=names, offset=offset)
 
