@@ -1,4 +1,4 @@
-"""A daemon that answers XML-RPC calls by a table, on a unix socket, and remembers them."""
+"""A daemon that answers XML-RPC calls by a table and remembers them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,25 @@ Reply = Any  # a value, a Fault, or a function of the parameters
 
 
 class FakeXend:
-    """Listens on `path` while in its `with` block; `calls` are (method, parameters)."""
+    """Listens on `path`, or on `port` of loopback, while in its `with` block.
 
-    def __init__(self, path: Path, replies: Mapping[str, Reply]) -> None:
+    `calls` are (method, parameters).
+    """
+
+    def __init__(self, path: Path | None, replies: Mapping[str, Reply]) -> None:
         self.path = path
         self.replies = dict(replies)
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def __enter__(self) -> FakeXend:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._server = socketserver.ThreadingUnixStreamServer(str(self.path), self._handler())
-        self._server.daemon_threads = True
+        self._server: socketserver.ThreadingTCPServer | socketserver.ThreadingUnixStreamServer
+        if self.path is None:
+            self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), self._handler())
+            self.port = self._server.server_address[1]
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._server = socketserver.ThreadingUnixStreamServer(str(self.path), self._handler())
+        self._server.daemon_threads = True  # clients may still hold their connections
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
         return self
@@ -33,7 +41,8 @@ class FakeXend:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
-        self.path.unlink()
+        if self.path is not None:
+            self.path.unlink()
 
     def answer(self, body: bytes) -> bytes:
         params, method = xmlrpc.client.loads(body, use_builtin_types=True)
@@ -60,6 +69,7 @@ class FakeXend:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if isinstance(fake.replies.get("raw"), bytes):
+                    fake.calls.append(("raw", ()))
                     self.wfile.write(fake.replies["raw"])
                     self.close_connection = True
                     return

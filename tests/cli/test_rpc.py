@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.fake_xend import FakeXend, fault
-from xendpy.cli.rpc import Server, Unreachable, server_uri, unescape
+from xendpy.cli.rpc import BrokenAnswer, Server, Unreachable, server_uri, unescape
 from xendpy.errors import RpcError
 from xendpy.paths import Paths
 
@@ -50,6 +50,21 @@ def test_fault_keeps_its_code(tmp_path: Path) -> None:
     ):
         Server(f"httpu://{tmp_path}/s").call("x")
     assert caught.value.code == 2
+
+
+def test_nothing_is_asked_twice(tmp_path: Path) -> None:
+    with FakeXend(tmp_path / "s", {"x": 1}) as fake:
+        server = Server(f"httpu://{tmp_path}/s")
+        assert server.call("x") == 1
+        fake.replies["raw"] = b""  # the daemon dies over the second call of this connection
+        with pytest.raises(BrokenAnswer):
+            server.call("xend.domain.migrate")
+    assert [name for name, _ in fake.calls] == ["x", "raw"]
+
+
+def test_http(tmp_path: Path) -> None:
+    with FakeXend(None, {"x": ["a"]}) as fake:
+        assert Server(f"http://127.0.0.1:{fake.port}").call("x") == ["a"]
 
 
 def test_other_protocol_is_refused() -> None:

@@ -114,9 +114,16 @@ def test_stop_gives_up(
 
 
 def test_pid_file_is_the_pid_without_newline_and_goes_away(paths: Paths) -> None:
-    with daemon.pid_file(paths):
-        assert paths.pid_file.read_bytes() == str(os.getpid()).encode()
+    daemon.record_pid(paths)
+    assert paths.pid_file.read_bytes() == str(os.getpid()).encode()
+    daemon.forget_pid(paths)
     assert not paths.pid_file.exists()
+
+
+def test_pid_file_of_another_stays(paths: Paths) -> None:
+    paths.pid_file.write_text("4711")
+    daemon.forget_pid(paths)
+    assert paths.pid_file.read_text() == "4711"
 
 
 def in_background(work: str, log: Path) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,18 @@ GLOBAL_OPTIONS: Final = (
     Option(long="debug", help="Show a traceback for an unexpected error"),
 )
 
+EXIT_CODES: Final = (
+    (0, "done"),
+    (1, "it failed, or the command line is wrong; --help answers with 1 too, as it always did"),
+    (3, "there is no domain of that name or id"),
+)
+
+ENVIRONMENT: Final = (
+    ("XENDPY_ROOT", "directory below which all paths of the daemon lie, as --root"),
+    ("XM_SERVER", "address of the daemon: httpu:///PATH, http://HOST:PORT or https://HOST:PORT"),
+    ("XM_CONFIG_FILE", "file to read instead of /etc/xen/xm-config.xml"),
+)
+
 LONG_DEVICES = Option(short="l", long="long", help="Show the devices as s-expressions")
 
 HOST_COMMANDS = (

@@ -93,7 +93,7 @@ def cpu_set(text: str) -> set[int]:
 
 def sched_credit(xm: Invocation) -> None:
     """Print the credit scheduler's parameters, or set those of one domain."""
-    scheduler = child_value(xm.call("xend.node.info"), "xen_scheduler", "unknown")
+    scheduler = child_value(xm.call("xend.node.info"), "xen_scheduler") or "unknown"
     if scheduler != "credit":
         raise CommandFailed(f"Xen is running with the {scheduler} scheduler")
     domain = xm.options.get("domain")

@@ -11,8 +11,8 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from xendpy.paths import Paths
@@ -60,19 +60,23 @@ def is_daemon(pid: int) -> bool:
     return python and bool(names & PROGRAMS) and bool(names & STARTERS)
 
 
-@contextmanager
-def pid_file(paths: Paths) -> Iterator[None]:
-    """Keep this process's pid in the pid file; decimal, no newline, as xend wrote it."""
+def record_pid(paths: Paths) -> None:
+    """Write this process's pid to the pid file: decimal, no newline, as xend wrote it.
+
+    Done when the listeners are open: a second daemon, which fails before that, leaves the file
+    of the first alone.
+    """
     path = paths.pid_file
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     fresh.write_text(str(os.getpid()), encoding="ascii")
     fresh.rename(path)
-    try:
-        yield
-    finally:
-        if recorded_pid(paths) == os.getpid():
-            path.unlink(missing_ok=True)
+
+
+def forget_pid(paths: Paths) -> None:
+    """Remove the pid file if it is ours."""
+    if recorded_pid(paths) == os.getpid():
+        paths.pid_file.unlink(missing_ok=True)
 
 
 def set_command_name() -> None:

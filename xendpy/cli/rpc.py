@@ -16,7 +16,6 @@ from xendpy.errors import RpcError
 if TYPE_CHECKING:
     import http.client
     import xmlrpc.client
-    from pathlib import Path
 
     from xendpy.paths import Paths
 
@@ -112,29 +111,43 @@ class Server:
         scheme, sign, rest = self.uri.partition("://")
         if not sign or scheme not in ("httpu", "http", "https"):
             raise Unreachable(f"unsupported protocol in '{self.uri}'", uri=self.uri)
-        if scheme != "httpu":
-            return xmlrpc.client.ServerProxy(self.uri, allow_none=True)
         return xmlrpc.client.ServerProxy(
-            "http://localhost/RPC2", transport=_unix_transport(rest), allow_none=True
+            "http://localhost/RPC2" if scheme == "httpu" else self.uri,
+            transport=_transport(scheme, rest),
+            allow_none=True,
         )
 
 
-def _unix_transport(path: str | Path) -> xmlrpc.client.Transport:
-    """Return a transport to a unix socket that never repeats a request."""
+def _transport(scheme: str, path: str) -> xmlrpc.client.Transport:
+    """Return a transport that never repeats a request, to a unix socket at `path` or over HTTP.
+
+    The library's own tries again when a kept connection breaks.
+    """
     import http.client
     import socket
     import xmlrpc.client
+
+    def once(
+        self: xmlrpc.client.Transport,
+        host: Any,
+        handler: str,
+        request_body: Any,
+        verbose: bool = False,
+    ) -> Any:
+        return self.single_request(host, handler, request_body, verbose)
 
     class UnixConnection(http.client.HTTPConnection):
         def connect(self) -> None:
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                self.sock.connect(str(path))
+                self.sock.connect(path)
             except OSError:
                 self.close()
                 raise
 
     class UnixTransport(xmlrpc.client.Transport):
+        request = once
+
         def make_connection(self, host: Any) -> http.client.HTTPConnection:
             if not (self._connection and self._connection[1]):
                 self._connection = host, UnixConnection("localhost")
@@ -142,12 +155,19 @@ def _unix_transport(path: str | Path) -> xmlrpc.client.Transport:
             assert connection is not None
             return connection
 
-        def request(
-            self, host: Any, handler: str, request_body: Any, verbose: bool = False
-        ) -> Any:
-            return self.single_request(host, handler, request_body, verbose)
+    class HttpTransport(xmlrpc.client.Transport):
+        request = once
 
-    return UnixTransport()
+    class HttpsTransport(xmlrpc.client.SafeTransport):
+        request = once
+
+    match scheme:
+        case "httpu":
+            return UnixTransport()
+        case "https":
+            return HttpsTransport()
+        case _:
+            return HttpTransport()
 
 
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|([0-7]{1,3})|(.))", re.DOTALL)

@@ -40,6 +40,13 @@ COMMANDS: Final = {
     "trace_start": "Start with a log at level DEBUG",
 }
 
+ENVIRONMENT: Final = (
+    ("XENDPY_ROOT", "directory below which all paths lie, as --root"),
+    ("XEND_CONFIG", "configuration file to read, as --config"),
+    ("XEND_DEBUG", "log at level DEBUG, as --debug"),
+    ("XEND_DAEMONIZE", "0 means --foreground"),
+)
+
 EXIT_CODES: Final = (
     (0, "done; running already, for `start`; running, for `status`"),
     (1, "it failed; the reason is on standard error"),
@@ -128,14 +135,19 @@ def serve(paths: Paths, *, foreground: bool, ready: Callable[[], None]) -> int:
     """Be the daemon: run the service in this process until it ends; return the exit code."""
     from xendpy.control import service
 
+    def listening() -> None:
+        daemon.record_pid(paths)
+        ready()
+
     daemon.set_command_name()
     try:
-        with daemon.pid_file(paths):
-            return service.run(paths, foreground=foreground, ready=ready)
+        return service.run(paths, foreground=foreground, ready=listening)
     except ConfigError as error:
         return _fail(str(error), code=EX_CONFIG if foreground else 1)
     except (XendError, OSError) as error:
         return _fail(str(error))
+    finally:
+        daemon.forget_pid(paths)
 
 
 def stop(paths: Paths) -> int:
@@ -201,6 +213,9 @@ def help_text() -> str:
             "",
             "exit codes:",
             *codes,
+            "",
+            "environment:",
+            *(f"  {name:<14} {text}" for name, text in ENVIRONMENT),
             "",
         ]
     )

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if "--help" in rest or "-h" in rest:
         print(usage_text(command), end="")
-        return 1
+        return 0 if command.own else 1  # xm's own answer to --help was 1
     paths = Paths.choose(root=taken.get("--root"))
     server = Server(server_uri(paths, root_given="--root" in taken))
     try:
