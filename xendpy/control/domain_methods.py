@@ -144,17 +144,18 @@ class DomainMethods:
 
     # Coming and going
 
-    async def create(self, config: Value) -> Value:
-        """Build a guest, paused, and return its sxp."""
-        return domain_sxp(await self._guests.create(new_config(config)), devices=True)
+    async def create(self, config: Value, force: Flag = False) -> Value:
+        """Build a guest, paused, and return its sxp; `force`: though it was moved away."""
+        guest = await self._guests.create(new_config(config), force=_flag(force))
+        return domain_sxp(guest, devices=True)
 
     async def create_from_dict(self, config: Value) -> Value:
         """Build a guest, paused, from a struct of Xen-API's."""
         raise Unsupported("a configuration must be an sxp, not a struct")
 
-    async def restore(self, path: str, paused: Flag = False) -> Value:
-        """Build the guest that a save file holds, and return its sxp."""
-        guest = await self._guests.restore(_text(path), paused=_flag(paused))
+    async def restore(self, path: str, paused: Flag = False, force: Flag = False) -> Value:
+        """Build the guest that a save file holds, and return its sxp; `force` as in `create`."""
+        guest = await self._guests.restore(_text(path), paused=_flag(paused), force=_flag(force))
         return domain_sxp(guest, devices=True)
 
     async def save(self, dom: Reference, path: str, checkpoint: Flag = False) -> Value:
@@ -207,17 +208,19 @@ class DomainMethods:
         """Forget a managed domain."""
         await self._guests.delete(dom)
 
-    async def start(self, dom: Reference, start_paused: Flag = True) -> Value:
-        """Run a managed domain."""
-        await self._guests.start(dom, paused=_flag(start_paused))
+    async def start(self, dom: Reference, start_paused: Flag = True, force: Flag = False) -> Value:
+        """Run a managed domain; `force`: though it was moved away."""
+        await self._guests.start(dom, paused=_flag(start_paused), force=_flag(force))
 
     async def suspend(self, dom: Reference) -> Value:
         """Put a managed domain's memory on disk and end it."""
         await self._guests.suspend(dom)
 
-    async def resume(self, dom: Reference, start_paused: Flag = True) -> Value:
-        """Run a managed domain from where `suspend` stopped it."""
-        await self._guests.resume(dom, paused=_flag(start_paused))
+    async def resume(
+        self, dom: Reference, start_paused: Flag = True, force: Flag = False
+    ) -> Value:
+        """Run a managed domain from where `suspend` stopped it; `force` as in `start`."""
+        await self._guests.resume(dom, paused=_flag(start_paused), force=_flag(force))
 
     # Tuning
 

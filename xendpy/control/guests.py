@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from xendpy.control.abilities import ability
 from xendpy.control.domain_sxp import DOMAIN_0
@@ -36,9 +37,20 @@ from xendpy.hypervisor.base import Hypervisor
 from xendpy.migration.saved_file import Cancel, restore_file, save_file
 
 MIGRATED = "being migrated"
+MOVING = "migrating-"  # goes before the name of a guest while it moves, as in xend
 SHUTDOWN_REASONS = ("poweroff", "reboot", "suspend", "crash", "halt")
 
 log = logging.getLogger(__name__)
+
+
+class Owner(Protocol):
+    """Who knows which guests this host owns; control.ownership.Ownership."""
+
+    def refuse_unless_owned(
+        self, uuid: str, name: str, verb: str, *, force: bool = False
+    ) -> None: ...
+
+    def refuse_in_doubt(self, uuid: str, name: str, verb: str) -> None: ...
 
 
 class Guests(Lookup):
@@ -54,8 +66,28 @@ class Guests(Lookup):
     ) -> None:
         super().__init__(hypervisor, managed, workers, host)
         self.migrator = migrator
+        self.owner: Owner | None = None
         self.events = Events()
         self.operations = Operations()
+
+    async def live(self) -> list[DomainSummary]:
+        """Return Domain-0 and the live guests by id; one that moves goes by `migrating-NAME`."""
+        shown: list[DomainSummary] = []
+        moving: set[str] = set()  # a localhost migration has two guests of one uuid
+        for guest in await super().live():
+            moves = self.operations.of(guest.uuid) == MIGRATED and guest.uuid not in moving
+            if moves:
+                moving.add(guest.uuid)
+            shown.append(replace(guest, name=MOVING + guest.name) if moves else guest)
+        return shown
+
+    def _check_owned(self, config: DomainConfig, verb: str, *, force: bool = False) -> None:
+        if self.owner is not None:
+            self.owner.refuse_unless_owned(config.uuid, config.name, verb, force=force)
+
+    def _check_doubt(self, guest: DomainSummary, verb: str) -> None:
+        if self.owner is not None:
+            self.owner.refuse_in_doubt(guest.uuid, guest.name, verb)
 
     async def console(self, reference: str | int) -> bytes:
         """Return what the guest has printed, as far back as its driver keeps it."""
@@ -65,9 +97,10 @@ class Guests(Lookup):
 
     # Coming and going
 
-    async def create(self, config: DomainConfig) -> DomainSummary:
-        """Build a new guest, paused."""
+    async def create(self, config: DomainConfig, *, force: bool = False) -> DomainSummary:
+        """Build a new guest, paused; `force`: although it was moved to another host."""
         await self._check_free(config)
+        await self.workers.quick(self._check_owned, config, "create", force=force)
         return await self._create(config)
 
     async def _create(self, config: DomainConfig) -> DomainSummary:
@@ -98,13 +131,19 @@ class Guests(Lookup):
         if not checkpoint:
             self.events.emit(EventKind.STOPPED, guest, "saved")
 
-    async def restore(self, path: str, *, paused: bool = False) -> DomainSummary:
+    async def restore(
+        self, path: str, *, paused: bool = False, force: bool = False
+    ) -> DomainSummary:
         """Build the guest that a save file holds; it runs, if it can here, unless `paused`."""
         cancel = Cancel()
         file = _absolute(path)
+
+        def check(config: DomainConfig) -> None:
+            self._check_owned(config, "restore", force=force)
+
         try:
             domain = await self.workers.long(
-                lambda: restore_file(self.hypervisor, file, cancel=cancel),
+                lambda: restore_file(self.hypervisor, file, cancel=cancel, check=check),
                 lambda: cancel.cancel("shutdown"),
             )
         except StreamError as error:
@@ -124,6 +163,7 @@ class Guests(Lookup):
     async def destroy(self, reference: str | int) -> None:
         """End the guest at once."""
         async with self._operation(reference, "destroy", "being destroyed") as guest:
+            self._check_doubt(guest, "destroy")
             await self.workers.quick(self.hypervisor.destroy, _domain(guest))
             self.events.emit(EventKind.STOPPED, guest, "destroyed")
 
@@ -144,6 +184,7 @@ class Guests(Lookup):
 
     async def unpause(self, reference: str | int) -> None:
         async with self._operation(reference, "unpause", "being unpaused") as guest:
+            self._check_doubt(guest, "unpause")
             await self.workers.quick(self.hypervisor.unpause, _domain(guest))
             self.events.emit(EventKind.UNPAUSED, guest)
 
@@ -194,7 +235,7 @@ class Guests(Lookup):
         """Keep a configuration as a managed domain."""
         others = [item for item in await self.live() if item.uuid != config.uuid]
         for other in others:
-            if other.name == config.name:
+            if config.name in _names(other):
                 raise _taken(config.name, other)
         await self.workers.quick(self.managed.put, config)
         guest = await self.get(config.uuid)
@@ -213,14 +254,20 @@ class Guests(Lookup):
         await self.workers.quick(self.managed.remove, guest.uuid)
         self.events.emit(EventKind.UNDEFINED, guest)
 
-    async def start(self, reference: str | int, *, paused: bool = False) -> None:
-        """Run a managed domain, from its saved memory if it was suspended."""
+    async def start(
+        self, reference: str | int, *, paused: bool = False, force: bool = False
+    ) -> None:
+        """Run a managed domain, from its saved memory if it was suspended.
+
+        `force`: although it was moved to another host.
+        """
         guest = await self.get(reference)
         if guest.domid is not None:
             raise DomainStateError(guest.name, "Domain is already running", actual="running")
         if self.managed.checkpoint(guest.uuid).exists():
-            await self.resume(guest.uuid, paused=paused)
+            await self.resume(guest.uuid, paused=paused, force=force)
             return
+        await self.workers.quick(self._check_owned, guest.config, "start", force=force)
         started = await self._create(guest.config)
         if not paused:
             await self._let_run(_domain(started))
@@ -235,7 +282,9 @@ class Guests(Lookup):
             await self._save(guest, self.managed.checkpoint(guest.uuid), checkpoint=False)
             self.events.emit(EventKind.SUSPENDED, guest)
 
-    async def resume(self, reference: str | int, *, paused: bool = False) -> None:
+    async def resume(
+        self, reference: str | int, *, paused: bool = False, force: bool = False
+    ) -> None:
         """Run a managed domain from where `suspend` stopped it."""
         guest = await self.get(reference)
         if guest.domid is not None:
@@ -244,7 +293,7 @@ class Guests(Lookup):
         if not file.exists():
             raise DomainStateError(guest.name, "Domain is not suspended", actual="halted")
         with self.operations.begin(guest.uuid, guest.name, "being resumed"):
-            await self.restore(str(file), paused=paused)
+            await self.restore(str(file), paused=paused, force=force)
             await self.workers.quick(file.unlink)
         self.events.emit(EventKind.RESUMED, guest)
 
@@ -296,7 +345,7 @@ class Guests(Lookup):
 
     async def _check_free(self, config: DomainConfig) -> None:
         for guest in await self.guests():
-            if guest.name == config.name and guest.uuid != config.uuid:
+            if config.name in _names(guest) and guest.uuid != config.uuid:
                 raise _taken(config.name, guest)
             if guest.uuid == config.uuid and guest.domid is not None:
                 raise DomainExists(
@@ -307,6 +356,11 @@ class Guests(Lookup):
 def _domain(guest: DomainSummary) -> Domain:
     assert guest.domid is not None, "callers look at live guests"
     return Domain(domid=guest.domid, uuid=guest.uuid, name=guest.name)
+
+
+def _names(guest: DomainSummary) -> tuple[str, str]:
+    """Return what a guest goes by: while it moves, that is its own name as well."""
+    return guest.name, guest.config.name
 
 
 def _taken(name: str, other: DomainSummary) -> DomainExists:

@@ -61,7 +61,7 @@ class Lookup:
         text = str(reference)
         live = await self.live()
         for guest in live:
-            if guest.name == text:
+            if text in (guest.name, guest.config.name):  # one that moves has two names
                 return guest
         named = self.managed.by_name(text)
         if named is not None:

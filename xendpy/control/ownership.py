@@ -122,8 +122,8 @@ class Ownership:
         else:
             drop(entry, self._journal, self._hypervisor, "settled: discard")
 
-    def refuse_unless_owned(self, uuid: str, name: str, verb: str) -> None:
-        """Refuse to make a guest runnable that another host may own.
+    def refuse_in_doubt(self, uuid: str, name: str, verb: str) -> None:
+        """Refuse to touch a guest that another host may own.
 
         Raises:
             DomainStateError: the journal says so; the text names the way out.
@@ -137,14 +137,28 @@ class Ownership:
                     f" `xm migrations settle {entry.id[:8]} keep|discard`",
                     actual="in doubt",
                 )
-        away = self._journal.moved_away(uuid)
-        if away is not None and away.step not in AWAY:
+
+    def refuse_unless_owned(self, uuid: str, name: str, verb: str, *, force: bool = False) -> None:
+        """Refuse to make a guest runnable that another host owns, or may own.
+
+        With `force` a guest that moved away is this host's again: the operator answers for it.
+
+        Raises:
+            DomainStateError: the journal says so; the text names the way out.
+        """
+        self.refuse_in_doubt(uuid, name, verb)
+        away = self._journal.moved_away(uuid, name)
+        if away is None or away.step in AWAY:
+            return
+        if not force:
             raise DomainStateError(
                 name,
                 f"Cannot {verb} domain '{name}': it was moved to {away.peer};"
                 f" --force does it all the same",
                 actual="moved away",
             )
+        self._journal.reclaim(away)
+        log.warning("domain %s, moved to %s, is taken back by force: %s", name, away.peer, verb)
 
     def _known(self, entry: Entry) -> Entry:
         known = self._journal.get(entry.id, entry.direction)

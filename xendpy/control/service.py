@@ -128,6 +128,7 @@ class Service:
             lambda: self._config,
         )
         self.guests.migrator = self.transfers
+        self.guests.owner = self.transfers.ownership
         node = NodeMethods(self.guests, self.migrations, self._log_file)
         moves = TransferMethods(self.guests, self.migrations, self.transfers)
         methods = {**DomainMethods(self.guests).table(), **node.table(), **moves.table()}
@@ -154,6 +155,7 @@ class Service:
                 background = [
                     self._begin(autostart.start_all(self.guests, self._paths)),
                     self._begin(self._keep_alive()),
+                    self._begin(self.transfers.resolve_for_ever()),
                 ]
                 await self._stopping.wait()
                 for task in background:
@@ -179,6 +181,7 @@ class Service:
         self._notifier.stopping(f"draining: {self.migrations.summary()}")
         patience = self._begin(self._ask_for_time())
         await autostart.stop_all(self.guests)
+        await self.transfers.drain()
         await self.relocation.drain(deadline_s)
         await self.rpc.drain(min(deadline_s, RPC_DRAIN_S))
         patience.cancel()

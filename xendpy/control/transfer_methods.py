@@ -60,7 +60,13 @@ class TransferMethods:
             )
         if found is None:
             raise MigrationError(f"no migration {migration_id} is under way or lately ended")
-        return found.as_struct() | details(found.progress)
+        entry = self._transfers.entry(found.id)
+        return {
+            **found.as_struct(),
+            **details(found.progress),
+            "ended": found.progress.state.final and not self._transfers.holds(found.id),
+            "handover": None if entry is None else entry_struct(entry),
+        }
 
     async def cancel(self, migration_id: Value) -> Value:
         """Cancel a migration; False when it is being handed over already."""
@@ -77,9 +83,10 @@ class TransferMethods:
         """Decide who owns a guest in doubt: keep or discard."""
         return entry_struct(await self._transfers.settle(str(migration_id), str(choice)))
 
-    async def handovers(self) -> Value:
-        """Return the journal's entries that are not closed, oldest first."""
-        return [entry_struct(entry) for entry in self._transfers.open_entries()]
+    async def handovers(self, closed: Value = False) -> Value:
+        """Return the journal's entries that are not closed, or those that are; oldest first."""
+        entries = self._transfers.closed_entries() if closed else self._transfers.open_entries()
+        return [entry_struct(entry) for entry in entries]
 
 
 def details(progress: MigrationProgress) -> dict[str, Any]:

@@ -94,6 +94,7 @@ class Transfers:
         self._ownership = Ownership(guests.hypervisor, journal, guests.workers)
         self._running: dict[str, tuple[Outgoing, asyncio.Task[Outcome]]] = {}
         self._wanted = asyncio.Event()
+        self._held: set[str] = set()
 
     @property
     def ownership(self) -> Ownership:
@@ -138,10 +139,13 @@ class Transfers:
         options: MigrateOptions,
         started: asyncio.Future[str],
     ) -> None:
+        begun = ""
         try:
             async with self._guests.leaving(reference, request) as guest:
                 outgoing, task = await self._begin(guest, request, options)
-                started.set_result(outgoing.entry.id)
+                begun = outgoing.entry.id
+                self._held.add(begun)
+                started.set_result(begun)
                 outcome = await asyncio.shield(task)
                 if outcome is not Outcome.MOVED:
                     raise MigrationError("in doubt")
@@ -152,6 +156,8 @@ class Transfers:
             if not started.done():
                 started.cancel()
             raise
+        finally:
+            self._held.discard(begun)
 
     async def _begin(
         self, guest: DomainSummary, request: MigrateRequest, options: MigrateOptions
@@ -211,6 +217,23 @@ class Transfers:
             raise MigrationError(f"no migration {migration_id} is under way")
         return running[0].cancel.cancel(by)
 
+    def holds(self, migration_id: str) -> bool:
+        """Say whether a migration that was started still keeps its guest from everything else."""
+        return migration_id in self._held
+
+    def entry(self, migration_id: str) -> Entry | None:
+        """Return what the journal says of a migration, the source's side first."""
+        found = self._journal.get(migration_id, Direction.OUT)
+        return found or self._journal.get(migration_id, Direction.IN)
+
+    async def drain(self) -> None:
+        """Cancel what goes out, and wait for what is being handed over already."""
+        running = list(self._running.values())
+        for outgoing, _ in running:
+            outgoing.cancel.cancel("shutdown")
+        if running:
+            await asyncio.wait([task for _, task in running])
+
     async def look(
         self, reference: str, request: MigrateRequest, options: MigrateOptions
     ) -> list[Check]:
@@ -234,6 +257,10 @@ class Transfers:
     def open_entries(self) -> list[Entry]:
         """Return what the journal has not closed, except what is under way; oldest first."""
         return [entry for entry in self._journal.open_entries() if entry.id not in self._running]
+
+    def closed_entries(self) -> list[Entry]:
+        """Return the hand-overs that came to their end; oldest first."""
+        return [entry for entry in self._journal.entries() if entry.closed]
 
     async def resolve_for_ever(self) -> None:
         """Redial the targets of what is open, until nothing is; for ever."""

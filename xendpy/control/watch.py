@@ -31,21 +31,23 @@ class OutgoingWatch:
         self._in_round = 0
         self._to_send = progress.total_pages
         self._suspended_s: float | None = None
+        self._suspend_took_s = 0.0
         self._last_round_s: float | None = None
         self._sent_all_s: float | None = None
 
     def negotiated(self, protocol: str) -> None:
-        """The peer has answered; what follows is the guest."""
+        """The peer has answered; it makes room, and then the guest follows."""
         log_begin(self.progress, "sending", "to")
         self._show(
-            state=MigrationState.PRECOPY,
+            state=MigrationState.NEGOTIATING,
             protocol=protocol,
-            setup_s=time.monotonic() - self._begun_s,
             remaining_pages=self._to_send,
         )
 
     def sent(self, nr_bytes: int, nr_pages: int) -> None:
         """Some of it has gone to the kernel."""
+        if self.progress.state is MigrationState.NEGOTIATING:
+            self._show(state=MigrationState.PRECOPY, setup_s=time.monotonic() - self._begun_s)
         self._in_round += nr_pages
         now_s = time.monotonic()
         rate = self.progress.current_bytes_per_s
@@ -79,6 +81,7 @@ class OutgoingWatch:
     def suspended(self, news: Suspended) -> None:
         """The guest stands still."""
         self._suspended_s = time.monotonic()
+        self._suspend_took_s = news.took_s
         self._show(state=MigrationState.STOP_AND_COPY, converged=news.verdict.converged)
 
     def handing_over(self) -> None:
@@ -105,7 +108,10 @@ class OutgoingWatch:
         # hand-over.
         rest_s = max(0.0, now_s - suspended_s - memory_s - resume_s)
         return DowntimeReport(
-            suspend_s=0.0, last_iteration_s=memory_s, vcpu_state_s=rest_s, resume_s=resume_s
+            suspend_s=self._suspend_took_s,
+            last_iteration_s=memory_s,
+            vcpu_state_s=rest_s,
+            resume_s=resume_s,
         )
 
     def _show(self, **changes: Any) -> None:

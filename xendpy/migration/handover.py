@@ -79,6 +79,7 @@ NEXT: Mapping[Step, frozenset[Step]] = {
 }
 IN_DOUBT = frozenset({Step.SENT, Step.RELEASED, Step.RECEIVED})
 AWAY = frozenset({Step.RELEASED, Step.MOVED, Step.SENT})
+RECLAIMED = "reclaimed"  # a closed entry's result, besides the steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ class Entry:
     """One migration in the journal; times are seconds since the epoch.
 
     `id` is 32 hex digits of a secret: who knows it may ask about the migration.
-    `result` is empty until it is closed, then moved, kept, running or not-received.
+    `result` is empty until it is closed, then moved, kept, running, not-received or reclaimed.
     """
 
     id: str
@@ -239,11 +240,15 @@ class Journal:
         """Return the entries that are not closed, oldest first."""
         return [entry for entry in self.entries() if not entry.closed]
 
-    def moved_away(self, uuid: str) -> Entry | None:
-        """Return the entry by which the guest `uuid` left this host and did not come back."""
+    def moved_away(self, uuid: str, name: str = "") -> Entry | None:
+        """Return the entry by which a guest left this host and did not come back.
+
+        A guest of the same name counts as well: a configuration file without a uuid is another
+        guest every time it is read, with the same disks.
+        """
         last: Entry | None = None
         for entry in self.entries():
-            if entry.uuid != uuid or entry.local:
+            if (entry.uuid != uuid and (not name or entry.name != name)) or entry.local:
                 continue
             if entry.direction is Direction.OUT:
                 away = entry.step in AWAY or entry.result == Step.MOVED
@@ -251,6 +256,12 @@ class Journal:
             elif entry.step in (Step.OWNED, Step.RUNNING) or entry.result == Step.RUNNING:
                 last = None
         return last
+
+    def reclaim(self, entry: Entry) -> Entry:
+        """Write down that an operator has taken back, by force, a guest that had moved away."""
+        with self._turn:
+            known = self._known(entry.id, entry.direction)
+            return self._put(replace(known, result=RECLAIMED, updated_s=self._clock()))
 
     def _write(self, entry: Entry) -> None:
         body = json.dumps(asdict(entry), indent=1, sort_keys=True).encode()

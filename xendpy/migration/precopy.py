@@ -108,10 +108,14 @@ def _gave_up(stats: PrecopyStats, limits: PrecopyLimits) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """News from the loop: the guest stands still from `at_s` (the caller's clock) on."""
+    """News from the loop: the guest stands still from `at_s` (the caller's clock) on.
+
+    Stopping it took the `took_s` seconds before.
+    """
 
     at_s: float
     verdict: Verdict
+    took_s: float = 0.0
 
 
 class PrecopyCancelled(Exception):
@@ -136,8 +140,7 @@ def precopy(
     """
     started_s = clock()
     if not live:
-        source.suspend()
-        yield Suspended(clock(), Verdict(Decision.STOP_AND_COPY, True, "offline"))
+        yield _suspend(source, Verdict(Decision.STOP_AND_COPY, True, "offline"), clock)
         yield from _iterate(source, source.present(), 0, clock, last=True)
         return
     source.track_dirty()
@@ -175,10 +178,16 @@ def precopy(
             raise PrecopyCancelled(verdict.reason)
         if verdict.decision is Decision.STOP_AND_COPY:
             break
-    source.suspend()
-    yield Suspended(clock(), verdict)
+    yield _suspend(source, verdict, clock)
     dirty.merge(source.take_dirty())
     yield from _iterate(source, dirty, stats.iteration + 1, clock, last=True)
+
+
+def _suspend(source: PageSource, verdict: Verdict, clock: Callable[[], float]) -> Suspended:
+    began_s = clock()
+    source.suspend()
+    now_s = clock()
+    return Suspended(now_s, verdict, took_s=now_s - began_s)
 
 
 def _iterate(

@@ -99,8 +99,16 @@ def save_file(
     return report
 
 
-def restore_file(hypervisor: Hypervisor, path: Path, *, cancel: Cancel) -> Domain:
+def restore_file(
+    hypervisor: Hypervisor,
+    path: Path,
+    *,
+    cancel: Cancel,
+    check: Callable[[DomainConfig], None] = lambda _: None,
+) -> Domain:
     """Build the guest that a save file holds, and return it paused; the file stays.
+
+    `check` may refuse the guest, by raising, before anything is built.
 
     Raises:
         HypervisorError: the file cannot be read, or the driver failed.
@@ -111,6 +119,7 @@ def restore_file(hypervisor: Hypervisor, path: Path, *, cancel: Cancel) -> Domai
         source = FileSource(fd)
         envelope = drive(read_envelope(), source, NoGuest())
         config = DomainConfig.parse(envelope.config_bytes)
+        check(config)
         with hypervisor.restore(config) as session:
             cancel.on_cancel(session.cancel)
             drive(decode_body(config.guest_type), source, session)
