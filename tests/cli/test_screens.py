@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,30 @@ def test_console_follows_until_ctrl_bracket(tmp_path: Path) -> None:
     os.close(slave)
     assert (process.returncode, rest) == (0, "")
     assert notice == "(Ctrl-] leaves the console)\n"
+
+
+def test_interrupted_console_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    replies = {"xend.domain": WEB1, "xendpy.console": "one\\n"}
+    with FakeXend(tmp_path / "var/run/xend/xmlrpc.sock", replies):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "xendpy.cli.xm", "--root", str(tmp_path), "console", "web1"],
+            stdin=slave,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        process.stderr.readline()  # the notice comes before the terminal is changed
+        while termios.tcgetattr(slave) == before:
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
+    assert termios.tcgetattr(slave) == before
+    os.close(master)
+    os.close(slave)
 
 
 def test_console_ends_with_its_domain(tmp_path: Path) -> None:

@@ -6,12 +6,11 @@ import os
 import select
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from xendpy.cli.domains import child_value
 from xendpy.cli.options import Invocation, UsageError
 from xendpy.cli.rpc import ERROR_GENERIC, ERROR_INVALID_DOMAIN
+from xendpy.cli.terminal import ending_on_interrupt, keys_unseen
 from xendpy.errors import RpcError
 
 POLL_S = 0.25
@@ -46,7 +45,7 @@ def attach(xm: Invocation, domain: str) -> int:
         sys.stdout.flush()
         os.execv(client, [client, str(domid)])
     _print(seen)
-    with _unechoed(sys.stdin.fileno()) as fd:
+    with ending_on_interrupt(), keys_unseen(sys.stdin.fileno()) as fd:
         while not _detached(fd):
             try:
                 text = str(xm.call("xendpy.console", domain))
@@ -84,21 +83,3 @@ def _detached(fd: int) -> bool:
         return False
     keys = os.read(fd, 1024)
     return not keys or DETACH in keys
-
-
-@contextmanager
-def _unechoed(fd: int) -> Iterator[int]:
-    """Have keys come one by one and unseen, where there is a terminal."""
-    if not os.isatty(fd):
-        yield fd
-        return
-    import termios
-    import tty
-
-    before = termios.tcgetattr(fd)
-    print("(Ctrl-] leaves the console)", file=sys.stderr)
-    tty.setcbreak(fd)
-    try:
-        yield fd
-    finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xendpy.cli.domains import DomainRow, child_value, domain_row, fetch
 from xendpy.cli.options import Invocation
+from xendpy.cli.terminal import ending_on_interrupt
 
 if TYPE_CHECKING:
     import curses
@@ -38,7 +39,8 @@ def top(xm: Invocation) -> None:
         return
     import curses
 
-    curses.wrapper(_watch, xm)
+    with ending_on_interrupt():
+        curses.wrapper(_watch, xm)
 
 
 def _watch(screen: curses.window, xm: Invocation) -> None:
