@@ -100,10 +100,15 @@ HOST_COMMANDS = (
 OWN_COMMANDS = (
     Command(
         name="migrations",
-        args="",
-        help="List the migrations that ended lately and those under way.",
+        args="[show <ID> [--plot <File.svg>] | cancel <ID> | settle <ID> keep|discard [--yes]]",
+        help="List migrations: running, ended, in doubt. Show one, cancel it, or decide whose "
+        "guest one in doubt is.",
         group="xendpy",
-        handler="migrate:migrations",
+        options=(
+            Option(long="plot", metavar="FILE", help="Draw its iterations into an SVG file"),
+            Option(long="yes", help="Settle without being asked"),
+        ),
+        handler="migrations:migrations",
         own=True,
     ),
     Command(

@@ -58,7 +58,7 @@ def _prepared(xm: Invocation) -> list[Any] | None:
 def _build(xm: Invocation, config: list[Any]) -> str:
     """Create, wait for devices, unpause; what fails half-way is destroyed again."""
     try:
-        made = xm.call("xend.domain.create", config)
+        made = xm.call("xend.domain.create", config, *xm.forced())
     except RpcError as error:
         if error.code == ERROR_INVALID_DOMAIN:
             raise CommandFailed(f"the domain '{error.reason}' does not exist.") from error

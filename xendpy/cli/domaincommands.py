@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from xendpy.cli.createoptions import CREATE_OPTIONS
+from xendpy.cli.migrateoptions import MIGRATE_OPTIONS
 from xendpy.cli.options import Command, Option
 
+FORCE = Option(long="force", help="Although it was moved to another host")
 PAUSED = Option(short="p", long="paused", help="Leave the domain paused")
 SHUTDOWN_OPTIONS = (
     Option(short="w", long="wait", help="Wait until it has happened"),
@@ -31,7 +33,7 @@ DOMAIN_COMMANDS = (
         args="<ConfigFile> [options] [vars]",
         help="Create a domain based on <ConfigFile>.",
         group="domain",
-        options=CREATE_OPTIONS,
+        options=(*CREATE_OPTIONS, FORCE),
         option_list=True,
         handler="create:create",
     ),
@@ -135,6 +137,7 @@ DOMAIN_COMMANDS = (
                 help="Move the managed configuration along.",
             ),
             Option(short="r", long="resource", metavar="MBIT", help="Ignored.", hidden=True),
+            *MIGRATE_OPTIONS,
         ),
         option_list=True,
         handler="migrate:migrate",
@@ -177,8 +180,8 @@ DOMAIN_COMMANDS = (
         args="<CheckpointFile> [-p]",
         help="Restore a domain from a saved state.",
         group="domain",
-        count=(1, 2),
-        options=(PAUSED,),
+        count=(1, 3),
+        options=(PAUSED, FORCE),
         handler="lifecycle:restore",
     ),
     Command(
@@ -186,8 +189,8 @@ DOMAIN_COMMANDS = (
         args="<DomainName> [-p]",
         help="Resume a managed domain that was suspended.",
         group="domain",
-        count=(1, 2),
-        options=(PAUSED,),
+        count=(1, 3),
+        options=(PAUSED, FORCE),
         handler="lifecycle:resume",
     ),
     Command(
@@ -216,6 +219,7 @@ DOMAIN_COMMANDS = (
         options=(
             PAUSED,
             Option(short="c", long="console_autoconnect", help="Attach to its console"),
+            FORCE,
         ),
         handler="lifecycle:start",
     ),

@@ -32,7 +32,7 @@ def restore(xm: Invocation) -> None:
     path = os.path.abspath(xm.params[0])
     if not os.access(path, os.R_OK):
         raise CommandFailed(f"xm restore: Unable to read file {path}")
-    xm.call("xend.domain.restore", path, xm.given("paused"))
+    xm.call("xend.domain.restore", path, xm.given("paused"), *xm.forced())
 
 
 def pause(xm: Invocation) -> None:
@@ -61,7 +61,7 @@ def start(xm: Invocation) -> int | None:
     if len(xm.params) != 1:
         raise UsageError("Expects 1 argument")
     domain = xm.params[0]
-    xm.call("xend.domain.start", domain, xm.given("paused"))
+    xm.call("xend.domain.start", domain, xm.given("paused"), *xm.forced())
     if child_value(xm.call("xend.domain", domain), "domid") is None:
         raise RpcError(0, f"Domain '{domain}' is not started")
     if xm.given("console_autoconnect"):
@@ -75,7 +75,7 @@ def resume(xm: Invocation) -> None:
     """Resume a managed domain that was suspended."""
     if len(xm.params) != 1:
         raise UsageError("Wrong number of parameters")
-    xm.call("xend.domain.resume", xm.params[0], xm.given("paused"))
+    xm.call("xend.domain.resume", xm.params[0], xm.given("paused"), *xm.forced())
 
 
 def trigger(xm: Invocation) -> None:

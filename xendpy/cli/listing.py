@@ -35,6 +35,12 @@ def list_domains(xm: Invocation) -> int | None:
             print(pretty(sxp), end="")
         return 0
     _print_table(domains, label=xm.given("label"))
+    # A guest in doubt stands still; nobody is asked as long as all of them run.
+    if any(set("ps") & set(domain_row(sxp).state) for sxp in domains):
+        from xendpy.cli.migrations import in_doubt_line
+
+        if doubt := in_doubt_line(xm.call):
+            print(doubt, file=sys.stderr)
     return 0
 
 

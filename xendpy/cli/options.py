@@ -102,6 +102,10 @@ class Invocation:
         """Say whether `option` (its long name) was on the command line."""
         return option in self.options
 
+    def forced(self) -> tuple[bool, ...]:
+        """Return the argument that --force adds: no other xend knows it, so nothing without."""
+        return (True,) if self.given("force") else ()
+
 
 Handler = Callable[[Invocation], "int | None"]
 

@@ -183,8 +183,15 @@ def reload(paths: Paths) -> int:
 
 
 def status(paths: Paths) -> int:
-    """Say by the exit code alone whether the daemon runs."""
-    return 0 if daemon.running_pid(paths) is not None else NOT_RUNNING
+    """Say by the exit code alone whether the daemon runs; what is in doubt is mentioned."""
+    if daemon.running_pid(paths) is None:
+        return NOT_RUNNING
+    from xendpy.cli.migrations import in_doubt_line
+    from xendpy.cli.rpc import Server
+
+    if doubt := in_doubt_line(Server(f"httpu://{paths.xmlrpc_socket}").call):
+        print(doubt, file=sys.stderr)
+    return 0
 
 
 def _check_config(args: Sequence[str], paths: Paths) -> int:

@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from xendpy.migration.progress import MigrationProgress, MigrationState
+from xendpy.relocation.incoming import OPERATION as DIALOGUE
 from xendpy.relocation.operation import Incoming
 from xendpy.relocation.resolve import OPERATION as QUESTION
 
@@ -118,6 +119,11 @@ class Migrations:
 
     def ended(self, incoming: Incoming) -> None:
         """Note that one that came in is over; called by the relocation server."""
+        if incoming.request.op == DIALOGUE and not incoming.progress.name:
+            # A dry run, or an end before anybody named a guest: no migration to remember.
+            self._running.pop((Way.IN, incoming.id), None)
+            self._changed()
+            return
         self.end(Way.IN, incoming.id)
 
     def summary(self) -> str:

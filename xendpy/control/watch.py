@@ -28,6 +28,7 @@ class OutgoingWatch:
         self._begun_s = time.monotonic()
         self._window_s = self._begun_s
         self._window_bytes = 0
+        self._first_window = True
         self._in_round = 0
         self._to_send = progress.total_pages
         self._suspended_s: float | None = None
@@ -47,15 +48,17 @@ class OutgoingWatch:
     def sent(self, nr_bytes: int, nr_pages: int) -> None:
         """Some of it has gone to the kernel."""
         if self.progress.state is MigrationState.NEGOTIATING:
+            self._window_s = time.monotonic()
             self._show(state=MigrationState.PRECOPY, setup_s=time.monotonic() - self._begun_s)
         self._in_round += nr_pages
         now_s = time.monotonic()
         rate = self.progress.current_bytes_per_s
         done = self.progress.bytes_done + nr_bytes
-        if now_s - self._window_s >= RATE_WINDOW_S or not rate:
-            rate = (done - self._window_bytes) / max(now_s - self._window_s, 1e-3)
-            if now_s - self._window_s >= RATE_WINDOW_S:
-                self._window_s, self._window_bytes = now_s, done
+        window_s = now_s - self._window_s
+        if window_s >= RATE_WINDOW_S or (self._first_window and window_s >= RATE_WINDOW_S / 10):
+            rate = (done - self._window_bytes) / window_s
+        if window_s >= RATE_WINDOW_S:
+            self._window_s, self._window_bytes, self._first_window = now_s, done, False
         self._show(
             bytes_done=done,
             pages=self.progress.pages + nr_pages,
@@ -70,9 +73,13 @@ class OutgoingWatch:
         if done.last:
             self._last_round_s = done.seconds
         expected = done.dirtied_pages / pages_per_s if pages_per_s else None
+        rounds = (*self.progress.rounds, done)
+        if done.last:  # what the guest wrote, and what was expected, are what they were
+            self._show(iteration=done.index, rounds=rounds, remaining_pages=0)
+            return
         self._show(
-            iteration=done.index if done.last else done.index + 1,
-            rounds=(*self.progress.rounds, done),
+            iteration=done.index + 1,
+            rounds=rounds,
             remaining_pages=done.dirtied_pages,
             dirty_pages_per_s=done.dirtied_pages / done.seconds,
             expected_downtime_s=None if expected is None else expected + FIXED_DOWNTIME_S,
