@@ -51,7 +51,7 @@ def host(tmp_path: Path) -> Host:
     proc.mkdir()
     (proc / "stat").write_text(STAT)
     (proc / "cpuinfo").write_text(CPUINFO)
-    (proc / "meminfo").write_text("MemTotal:       24684032 kB\nMemFree: 1 kB\n")
+    (proc / "meminfo").write_text("MemTotal:       24684032 kB\nMemFree: 1 kB\nMemAvailable: 2097152 kB\n")
     (sys / "hypervisor" / "version").mkdir(parents=True)
     (sys / "devices" / "system" / "node" / "node0").mkdir(parents=True)
     (sys / "devices" / "system" / "node" / "node1").mkdir(parents=True)
@@ -78,8 +78,8 @@ def test_info_has_xends_keys_in_order(host: Host) -> None:
     pairs = host.info(capabilities(GuestType.PV, GuestType.HVM), numa=True)
     assert [pair[0] for pair in pairs] == list(KEYS)  # type: ignore[index]
     values = dict(pairs)  # type: ignore[arg-type]
-    assert values["total_memory"] == 8192
-    assert values["free_memory"] == 5120
+    assert values["total_memory"] == 24105  # the host's own, not the store's disk
+    assert values["free_memory"] == 2048
     assert (values["cores_per_socket"], values["threads_per_core"]) == (2, 2)
     assert values["cpu_mhz"] == 2445
     assert values["nr_nodes"] == 2
@@ -105,6 +105,7 @@ def test_xen_below_speaks_for_itself(host: Host, tmp_path: Path) -> None:
     assert (values["xen_major"], values["xen_minor"], values["xen_extra"]) == (4, 17, ".7")
     assert values["xen_scheduler"] == "credit"
     assert values["virt_caps"] == ""
+    assert (values["total_memory"], values["free_memory"]) == (8192, 5120)
 
 
 def test_host_without_proc_still_answers(tmp_path: Path) -> None:

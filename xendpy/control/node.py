@@ -71,14 +71,22 @@ class Host:
             ("version", name.version),
             ("machine", name.machine),
             *self._processors(capabilities),
-            ("total_memory", capabilities.total_memory_bytes // _MIB),
-            ("free_memory", capabilities.free_memory_bytes // _MIB),
+            *self._memory(capabilities),
             ("free_cpus", 0),
             *((("cpu_topology", self._topology()), ("numa_info", "none")) if numa else ()),
             *self._xen(capabilities),
             ("xend_config_format", 4),
         ]
         return [[key, value] for key, value in pairs]
+
+    def _memory(self, capabilities: Capabilities) -> list[tuple[str, Tree]]:
+        """Return the hypervisor's memory in MiB; without one, the host's own."""
+        if self._xen_file("version/major"):
+            total = capabilities.total_memory_bytes // _MIB
+            free = capabilities.free_memory_bytes // _MIB
+        else:
+            total, free = self._memory_mib(), self._memory_mib("MemAvailable")
+        return [("total_memory", total), ("free_memory", free)]
 
     def _processors(self, capabilities: Capabilities) -> list[tuple[str, Tree]]:
         cpuinfo = self._cpuinfo()
@@ -102,7 +110,7 @@ class Host:
             ("xen_minor", _number(self._xen_file("version/minor"), 4)),
             ("xen_extra", self._xen_file("version/extra") or f"-xendpy-{__version__}"),
             ("xen_caps", self._xen_file("properties/capabilities") or shown),
-            ("xen_scheduler", "credit" if self._xen_file("version/major") else ""),
+            ("xen_scheduler", "credit"),
             ("xen_pagesize", _number(self._xen_file("properties/pagesize"), 4096)),
             ("platform_params", self._virtual_start()),
             ("xen_changeset", self._xen_file("properties/changeset")),
@@ -135,8 +143,8 @@ class Host:
     def _nr_nodes(self) -> int:
         return max(1, len(list(self._sys.glob("devices/system/node/node[0-9]*"))))
 
-    def _memory_mib(self) -> int:
-        found = re.search(r"^MemTotal:\s+(\d+) kB", self._read(self._proc / "meminfo"), re.M)
+    def _memory_mib(self, key: str = "MemTotal") -> int:
+        found = re.search(rf"^{key}:\s+(\d+) kB", self._read(self._proc / "meminfo"), re.M)
         return int(found[1]) // 1024 if found else 0
 
     def _boot_time_s(self) -> float:
