@@ -51,7 +51,8 @@ def host(tmp_path: Path) -> Host:
     proc.mkdir()
     (proc / "stat").write_text(STAT)
     (proc / "cpuinfo").write_text(CPUINFO)
-    (proc / "meminfo").write_text("MemTotal:       24684032 kB\nMemFree: 1 kB\nMemAvailable: 2097152 kB\n")
+    memory = "MemTotal:       24684032 kB\nMemFree: 1 kB\nMemAvailable: 2097152 kB\n"
+    (proc / "meminfo").write_text(memory)
     (sys / "hypervisor" / "version").mkdir(parents=True)
     (sys / "devices" / "system" / "node" / "node0").mkdir(parents=True)
     (sys / "devices" / "system" / "node" / "node1").mkdir(parents=True)
