@@ -1,11 +1,24 @@
 """How guests of the store come to run, with a runner that only remembers."""
 
+import os
+import queue
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from tests.guests import UUID, closing, contents, guest, opening, plain, send_guest, span, u64
+from tests.guests import (
+    OTHER_UUID,
+    UUID,
+    closing,
+    contents,
+    guest,
+    opening,
+    plain,
+    send_guest,
+    span,
+    u64,
+)
 from xendpy.errors import DomainExists, DomainStateError, HypervisorError, Unsupported
 from xendpy.guest.domain import DomainConfig, DomainState
 from xendpy.guest.memory import GuestMemory
@@ -29,6 +42,18 @@ class FakeRunning:
     cpu_time_s: float = 1.5
     start_time_s: float = 1e9
     calls: list = field(default_factory=list)
+    end_reason: str = ""
+    exit_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC))
+
+    def end(self, reason):
+        self.end_reason, self.state = reason, DomainState.SHUTDOWN
+        os.eventfd_write(self.exit_fd, 1)
+
+    def set_aside(self, name, uuid):
+        self.config = self.config.with_values(name=name, uuid=uuid)
+
+    def close(self):
+        self.calls.append("close")
 
     def opening(self):
         yield from opening()
@@ -347,3 +372,40 @@ def test_an_image_that_cannot_be_removed_still_counts(tmp_path, store, runner, m
     assert runner.started[0].calls == ["destroy"]
     assert runner.started[0].state is DomainState.PAUSED
     assert store.domains()[0].state is DomainState.PAUSED and image_exists(tmp_path)
+
+
+def test_the_end_of_a_guest_is_told_once_and_leaves_it(store, runner):
+    first, second = restore(store), store.create(guest("web02", OTHER_UUID))
+    runner.started[0].end("reboot")
+    told = queue.Queue()
+    store.watch_ends(lambda *end: told.put(end))
+    assert told.get(timeout=20) == (first, "reboot")
+    runner.started[1].end("")
+    assert told.get(timeout=20) == (second, "crash")
+    assert [found.domid for found in store.domains()] == [first.domid, second.domid]
+
+
+def test_a_destroyed_guest_ends_without_a_word(store, runner):
+    first, second = restore(store), store.create(guest("web02", OTHER_UUID))
+    told = queue.Queue()
+    store.watch_ends(lambda *end: told.put(end))
+    store.destroy(first)
+    runner.started[0].end("poweroff")
+    runner.started[1].end("poweroff")
+    assert told.get(timeout=20) == (second, "poweroff") and told.empty()
+
+
+def test_an_ended_guest_makes_room_under_another_name(store, runner):
+    domain = restore(store)
+    runner.started[0].end("crash")
+    aside = store.set_aside(domain, "web01-1", OTHER_UUID)
+    again = store.create(guest())
+    assert store.find("web01") == again and store.find(OTHER_UUID) == aside
+    store.destroy(aside)
+    assert [found.domid for found in store.domains()] == [again.domid]
+
+
+def test_a_store_that_closes_lets_go_of_its_guests(store, runner):
+    restore(store)
+    store.close()
+    assert runner.started[0].calls == ["close"]

@@ -8,6 +8,10 @@ A driver that can has a method of the name, which blocks and takes the guest fir
     send_sysrq(domain, key)     press a magic SysRq key
     running(domain)             the guest's process; its `console()` is what it has printed
     hypervisor_log() -> str     the hypervisor's console ring
+    watch_ends(ended)           call `ended(domain, reason)`, in a thread of the driver's, for each
+                                guest that ends by itself: poweroff, reboot or crash
+    set_aside(domain, name, uuid)  give a guest that has ended another name and uuid
+    partials(), discard_partial(label)  the guests that came in part
 """
 
 from __future__ import annotations
@@ -19,7 +23,18 @@ from xendpy.errors import Unsupported
 from xendpy.hypervisor.base import Hypervisor
 
 ABILITIES = frozenset(
-    ("set_memory", "set_maxmem", "set_vcpus", "send_sysrq", "running", "hypervisor_log")
+    (
+        "set_memory",
+        "set_maxmem",
+        "set_vcpus",
+        "send_sysrq",
+        "running",
+        "hypervisor_log",
+        "watch_ends",
+        "set_aside",
+        "partials",
+        "discard_partial",
+    )
 )
 
 

@@ -113,9 +113,9 @@ class DomainMethods:
         return _vcpu_info(guest, self._guests.host.nr_cpus())
 
     async def getRestartCount(self, dom: Reference) -> Value:
-        """Return how often the guest was restarted by its on_reboot or on_crash: never here."""
-        await self._guests.get(dom)
-        return "0"
+        """Return how often the guest was restarted by its on_reboot or on_crash."""
+        guest = await self._guests.get(dom)
+        return str(self._guests.restarts[guest.uuid])
 
     async def waitForDevices(self, dom: Reference) -> Value:
         """Return when the guest's devices are connected."""

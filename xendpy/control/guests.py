@@ -8,6 +8,7 @@ time: the second caller is told what the first is doing. Nothing is locked acros
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -69,6 +70,7 @@ class Guests(Lookup):
         self.owner: Owner | None = None
         self.events = Events()
         self.operations = Operations()
+        self.restarts: Counter[str] = Counter()  # by uuid, since this daemon began
 
     async def live(self) -> list[DomainSummary]:
         """Return Domain-0 and the live guests by id; one that moves goes by `migrating-NAME`."""

@@ -14,6 +14,7 @@ from xendpy.control.guests import Guests
 from xendpy.control.migrations import Migrations
 from xendpy.control.xmlrpc import Method, Value
 from xendpy.errors import Unsupported
+from xendpy.hypervisor.storedir import PartialGuest
 
 
 class NodeMethods:
@@ -36,6 +37,8 @@ class NodeMethods:
             "xend.cpu_pool.list": self._unsupported("divide cpus into pools"),
             "xendpy.migrations": self.migrations,
             "xendpy.console": self.console,
+            "xendpy.partials": self.partials,
+            "xendpy.partial.discard": self.discard_partial,
         }
 
     async def info(self, show_numa: Value = 1) -> Value:
@@ -60,6 +63,32 @@ class NodeMethods:
     async def console(self, dom: str | int) -> Value:
         """Return what a guest has printed so far."""
         return (await self._guests.console(dom)).decode("utf-8", "replace")
+
+    async def partials(self) -> Value:
+        """Return the guests that came in part, oldest first; sizes as decimal strings."""
+        call: Callable[[], list[PartialGuest]] = ability(
+            self._guests.hypervisor, "partials", "keep guests that came in part"
+        )
+        return [
+            {
+                "name": partial.label,
+                "path": str(partial.path),
+                "uuid": partial.uuid,
+                "reason": partial.reason,
+                "rounds": partial.rounds,
+                "pages": str(partial.pages),
+                "bytes": str(partial.nr_bytes),
+                "time": partial.kept_time_s,
+            }
+            for partial in await self._guests.workers.quick(call)
+        ]
+
+    async def discard_partial(self, name: str) -> Value:
+        """Remove NAME.partial."""
+        call: Callable[[str], None] = ability(
+            self._guests.hypervisor, "discard_partial", "keep guests that came in part"
+        )
+        await self._guests.workers.quick(call, str(name))
 
     def _unsupported(self, what: str) -> Method:
         async def method(*_arguments: Value) -> Value:

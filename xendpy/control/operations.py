@@ -6,6 +6,7 @@ second caller learns at once what the first is doing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Operations:
     """The operations under way, by the guest's uuid."""
 
     _running: dict[str, Operation] = field(default_factory=dict)
+    _waiting: dict[str, list[asyncio.Future[None]]] = field(default_factory=dict)
 
     @contextmanager
     def begin(self, uuid: str, name: str, what: str) -> Iterator[Operation]:
@@ -43,6 +45,16 @@ class Operations:
             yield operation
         finally:
             del self._running[uuid]
+            for waiter in self._waiting.pop(uuid, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def idle(self, uuid: str) -> None:
+        """Return as soon as nothing is being done to the guest."""
+        while uuid in self._running:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(uuid, []).append(waiter)
+            await waiter
 
     def of(self, uuid: str) -> str:
         """Return what is being done to the guest, empty for nothing."""

@@ -25,6 +25,7 @@ from xendpy.control import autostart, logs, wiring
 from xendpy.control.domain_methods import DomainMethods
 from xendpy.control.events import Event, EventKind
 from xendpy.control.guests import Guests
+from xendpy.control.lifecycle import Lifecycle
 from xendpy.control.managed import ManagedDomains
 from xendpy.control.migrations import Migration, Migrations, Way, succeeded
 from xendpy.control.node import Host
@@ -156,6 +157,7 @@ class Service:
                     self._begin(autostart.start_all(self.guests, self._paths)),
                     self._begin(self._keep_alive()),
                     self._begin(self.transfers.resolve_for_ever()),
+                    self._begin(Lifecycle(self.guests).run_for_ever()),
                 ]
                 await self._stopping.wait()
                 for task in background:

@@ -53,6 +53,16 @@ class Running(Protocol):
         """uint8 per pfn of `memory`, `PageType` values; XTAB where there is no frame."""
         ...
 
+    @property
+    def exit_fd(self) -> int:
+        """A file descriptor of this object that becomes readable when the process has ended."""
+        ...
+
+    @property
+    def end_reason(self) -> str:
+        """Why the guest has ended: poweroff, reboot or crash; empty while it lives."""
+        ...
+
     def opening(self) -> Iterator[Record]:
         """Yield what a stream says before memory: StreamStart, PvInfo, P2mFrames."""
         ...
@@ -89,6 +99,10 @@ class Running(Protocol):
         """Take another name, durably."""
         ...
 
+    def set_aside(self, name: str, uuid: str) -> None:
+        """Give a guest that has ended another name and uuid."""
+        ...
+
     def shutdown(self, reason: str) -> None:
         """Ask the guest to end: poweroff, reboot, suspend, halt or crash."""
         ...
@@ -99,6 +113,10 @@ class Running(Protocol):
 
     def destroy(self) -> None:
         """End the process and free its memory. May be called again."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the guest, which lives on."""
         ...
 
 

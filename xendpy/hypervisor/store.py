@@ -6,7 +6,7 @@ knows can run. Any thread, one per guest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from time import time
@@ -15,6 +15,7 @@ from xendpy.errors import DomainNotFound, DomainStateError, Unsupported
 from xendpy.guest.domain import Domain, DomainConfig, DomainState, DomainSummary, GuestType
 from xendpy.hypervisor.base import Capabilities, PageSource
 from xendpy.hypervisor.durable import Durable
+from xendpy.hypervisor.exits import ExitWatch
 from xendpy.hypervisor.runner import GuestRunner, Running
 from xendpy.hypervisor.statelock import StateLock, host_id
 from xendpy.hypervisor.store_arriving import ArrivingRestore
@@ -41,6 +42,7 @@ from xendpy.hypervisor.storedir import (
 from xendpy.paths import Paths
 
 MAX_PARTIALS = 8
+PARTIALS_SHARE = 0.1  # of the file system
 
 
 class StoreHypervisor:
@@ -58,6 +60,7 @@ class StoreHypervisor:
         runner: GuestRunner | None = None,
         durable: Durable | None = None,
         max_partials: int = MAX_PARTIALS,
+        partials_share: float = PARTIALS_SHARE,
     ) -> None:
         """Lock the state directory and bring what an earlier daemon left to an end.
 
@@ -68,7 +71,13 @@ class StoreHypervisor:
         self._runs_guests = runner is not None
         self._durable = durable or Durable()
         self._table = GuestTable()
-        self._directory = StoreDirectory(paths.store_dir, self._durable, max_partials=max_partials)
+        self._exits = ExitWatch()
+        self._directory = StoreDirectory(
+            paths.store_dir,
+            self._durable,
+            max_partials=max_partials,
+            partials_share=partials_share,
+        )
         self._execution = StoreExecution(runner, self._directory)
         with translated("open", self._directory):
             self._durable.mkdir(paths.store_dir)
@@ -166,10 +175,9 @@ class StoreHypervisor:
         incoming = self._reserve(config, "", 0)
         try:
             running = self._execution.create(config, domid=incoming.domid)
-            self._table.settle(Executing(running))
+            return self._enter(Executing(running))
         finally:
             self._table.release(incoming)
-        return as_domain(Executing(running))
 
     def running(self, domain: Domain) -> Running:
         """Return the process side of a guest that the runner executes (console ...).
@@ -254,8 +262,32 @@ class StoreHypervisor:
                 guest.image = image
         return replace(domain, name=name)
 
+    def watch_ends(self, ended: Callable[[Domain, str], None]) -> None:
+        """Call `ended(guest, reason)` for each guest whose process ends by itself; call once.
+
+        The reason is poweroff, reboot or crash. The call comes from a thread of the store, also
+        for a guest that has ended before; the guest stays until it is destroyed.
+        """
+
+        def tell(domid: int) -> None:
+            guest = self._table.executing(domid)
+            if guest is not None:
+                ended(as_domain(guest), guest.running.end_reason or "crash")
+
+        self._exits.start(tell)
+
+    def set_aside(self, domain: Domain, name: str, uuid: str) -> Domain:
+        """Give a guest that has ended another name and uuid, so that it can be started again."""
+        with self._table.holding_name(name, domain):
+            self.running(domain).set_aside(name, uuid)
+        return Domain(domid=domain.domid, uuid=uuid, name=name)
+
     def close(self) -> None:
         """Let another daemon use the state directory; guests stay as they are."""
+        self._exits.close()
+        for guest in self._table.live():
+            if isinstance(guest, Executing):
+                guest.running.close()
         self._lock.release()
 
     def _load(self) -> None:
@@ -264,7 +296,7 @@ class StoreHypervisor:
         for image in self._directory.whole():
             self._table.settle(Resting(image))
         for running in adopted:
-            self._table.settle(Executing(running))
+            self._enter(Executing(running))
 
     def _reserve(self, config: DomainConfig, migration_id: str, bytes_: int) -> Incoming:
         with translated("restore", self._directory):
@@ -304,8 +336,11 @@ class StoreHypervisor:
 
     def _started(self, image: StoredImage, running: Running) -> Domain:
         self._execution.replace(image, running)
-        guest = Executing(running)
+        return self._enter(Executing(running))
+
+    def _enter(self, guest: Executing) -> Domain:
         self._table.settle(guest)
+        self._exits.add(guest.domid, guest.running.exit_fd)
         return as_domain(guest)
 
     def _source(self, guest: Resting | Executing) -> RestingSource | RunningSource:
@@ -323,6 +358,7 @@ class StoreHypervisor:
             if isinstance(guest, Resting):
                 self._directory.discard(guest.image.path)
             else:
+                self._exits.forget(guest.domid)
                 guest.running.destroy()
         self._table.remove(guest.domid)
 
@@ -336,5 +372,5 @@ class StoreHypervisor:
         with translated("unpause", self._directory):
             running = self._execution.start(guest.image)
         started = Executing(running, busy=guest.busy)
-        self._table.settle(started)
+        self._enter(started)
         return started

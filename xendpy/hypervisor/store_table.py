@@ -163,6 +163,12 @@ class GuestTable:
         with self._lock:
             return self._get(domain)
 
+    def executing(self, domid: int) -> Executing | None:
+        """Return the live guest with that domid if a runner executes it."""
+        with self._lock:
+            guest = self._live.get(domid)
+        return guest if isinstance(guest, Executing) else None
+
     def find(self, name_or_id: str) -> Domain:
         """Return a live guest by name, then domid, then uuid; of two copies the older.
 

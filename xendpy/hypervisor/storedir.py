@@ -99,18 +99,26 @@ class PartialGuest:
     rounds: int
     pages: int
     kept_time_s: float
+    nr_bytes: int  # of disk
 
 
 class StoreDirectory:
     """The directories of one store. Any thread, each guest in one at a time."""
 
-    def __init__(self, root: Path, durable: Durable, *, max_partials: int) -> None:
+    def __init__(
+        self, root: Path, durable: Durable, *, max_partials: int, partials_share: float
+    ) -> None:
+        """Keep at most `max_partials` partial guests, in that share of the file system.
+
+        The latest one is kept in any case.
+        """
         self.root = root
         self.durable = durable
         self._incoming = root / "incoming"
         self._partial = root / "partial"
         self._trash = root / "trash"
         self._max_partials = max_partials
+        self._partials_share = partials_share
 
     def prepare(self, now_s: float) -> None:
         """Create what is missing, and bring what an earlier daemon left to an end."""
@@ -172,6 +180,7 @@ class StoreDirectory:
                     rounds=state.rounds,
                     pages=state.pages,
                     kept_time_s=state.kept_time_s,
+                    nr_bytes=sum(file.stat().st_blocks * 512 for file in path.iterdir()),
                 )
             )
         return sorted(found, key=lambda partial: partial.kept_time_s)
@@ -212,11 +221,20 @@ class StoreDirectory:
         label = f"{image.config.name[:MAX_DIRECTORY_NAME]}.partial"
         target = self._free(self._partial, label)
         self.durable.rename(image.path, target)
-        kept = self.partials()
-        for partial in kept[: max(0, len(kept) - self._max_partials)]:
-            log.warning("removed %s: more than %d are not kept", partial.path, self._max_partials)
+        for partial in self._too_many(self.partials()):
+            log.warning("removed %s: there is no room for so many partial guests", partial.path)
             self.discard(partial.path)
         return target
+
+    def _too_many(self, kept: list[PartialGuest]) -> list[PartialGuest]:
+        """Return the oldest of the partial guests that have to go."""
+        room = int(self._partials_share * self.total_bytes())
+        used = sum(partial.nr_bytes for partial in kept)
+        gone = 0
+        while gone < len(kept) - 1 and (len(kept) - gone > self._max_partials or used > room):
+            used -= kept[gone].nr_bytes
+            gone += 1
+        return kept[:gone]
 
     def discard(self, path: Path) -> None:
         """Remove a guest's directory: gone for every later start as soon as this begins."""

@@ -101,8 +101,18 @@ class GuestLink:
             raise ConnectionResetError("the process of the guest has ended")
         return json.loads(message), received
 
+    @property
+    def pidfd(self) -> int:
+        """Readable when the process has ended; -1 after `close`."""
+        return self._pidfd
+
     def end(self) -> None:
-        """End the process, gently or not, and remove its socket. May be called again."""
+        """End the process, remove its socket and let go. May be called again."""
+        self.kill()
+        self.close()
+
+    def kill(self) -> None:
+        """End the process, gently or not, and remove its socket; its memory stays."""
         if self.alive:
             with contextlib.suppress(HypervisorError):
                 self.command("end")
@@ -110,7 +120,6 @@ class GuestLink:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
                 _ended(self._pidfd, END_S)
-        self.close()
         forget(self.path)
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ listens on a unix socket (SOCK_SEQPACKET) that outlives the daemon. A message is
     keep       the message carries a file descriptor, which replaces the blob
     pause, unpause, suspend, resume
     check      the answer's "faults" lists what is wrong with the memory
-    reboot     begin anew in zeroed memory
     end        go
 
 Between two steps of at most some milliseconds it looks for commands, so that it is stopped, and
@@ -68,7 +67,6 @@ class GuestProcess:
             "suspend": self._suspend,
             "resume": lambda _: self._change({SUSPENDED}, self._before_suspend),
             "check": lambda _: {"faults": self._ticker.check()},
-            "reboot": self._reboot,
             "end": self._end,
         }
 
@@ -153,14 +151,6 @@ class GuestProcess:
         self._fds[2], self._received = _swap(self._fds[2], self._received)
         return {}
 
-    def _reboot(self, _: Answer) -> Answer:
-        self._change({RUNNING, PAUSED}, self._state)
-        vcpus = int(self._ticker.state["vcpus"])
-        options = layout.read_options(self._ticker.ram)
-        self._guest = _boot(self._fds[0], self._fds[1], vcpus, options, self._host_name)
-        self._guest.dirty[:] = 1
-        return {}
-
     def _end(self, _: Answer) -> Answer:
         self._ended = True
         return {}
@@ -178,10 +168,8 @@ def _map(fd: int) -> mmap.mmap:
 def _boot(
     ram_fd: int, dirty_fd: int, vcpus: int, options: layout.TickerOptions, host_name: str
 ) -> Ticker:
-    """Lay a new guest out, whatever the memory held."""
-    memory = _map(ram_fd)
-    memory.madvise(mmap.MADV_REMOVE)  # the file becomes one hole, which reads as zeros
-    layout.build(layout.view_ram(memoryview(memory)), vcpus=vcpus, options=options)
+    """Lay a new guest out in empty memory."""
+    layout.build(layout.view_ram(memoryview(_map(ram_fd))), vcpus=vcpus, options=options)
     ticker = _go_on(ram_fd, dirty_fd, host_name)
     if options.fill:
         ticker.fill()

@@ -25,12 +25,8 @@ from xendpy.hypervisor import testguest_records
 from xendpy.hypervisor.testguest_ticker import fence
 from xendpy.stream.records import Record
 
-# How a guest ends that was asked to, as xm shutdown and xm crash name it.
-ENDS = {
-    "poweroff": DomainState.SHUTDOWN,
-    "halt": DomainState.SHUTDOWN,
-    "crash": DomainState.CRASHED,
-}
+# Why a guest has ended, by what it was asked for.
+ENDS = {"poweroff": "poweroff", "halt": "poweroff", "reboot": "reboot", "crash": "crash"}
 
 
 class TestGuest:
@@ -51,7 +47,7 @@ class TestGuest:
         self._start_time_s = float(kept["start_time_s"])
         suspended = connection.state == process.SUSPENDED
         self._note = str(kept["note"]) if suspended else ""
-        self._ended: DomainState | None = None
+        self._end_reason = ""
         self._memory = GuestMemory(os.dup(connection.ram))
         self._ram: layout.Ram = self._memory.pages[: self._memory.nr_pages]
         self._counters = layout.view_state(self._ram)
@@ -68,10 +64,11 @@ class TestGuest:
 
     @property
     def state(self) -> DomainState:
-        if self._ended is not None:
-            return self._ended
-        if not self._link.alive:
-            return DomainState.CRASHED
+        match self.end_reason:
+            case "crash":
+                return DomainState.CRASHED
+            case "poweroff" | "reboot":
+                return DomainState.SHUTDOWN
         match self._link.state:
             case process.SUSPENDED:
                 return DomainState.SUSPENDED
@@ -80,6 +77,14 @@ class TestGuest:
         # It sleeps from tick to tick, unless it was told to dirty memory.
         busy = self._counters["dirty_rate"] > 0
         return DomainState.RUNNING if busy else DomainState.BLOCKED
+
+    @property
+    def exit_fd(self) -> int:
+        return self._link.pidfd
+
+    @property
+    def end_reason(self) -> str:
+        return self._end_reason or ("" if self._link.alive else "crash")
 
     @property
     def cpu_time_s(self) -> float:
@@ -152,8 +157,12 @@ class TestGuest:
         self._config = self._config.renamed(name)
         self._keep()
 
+    def set_aside(self, name: str, uuid: str) -> None:
+        """Take another name and uuid, after the end; nothing of it outlives this daemon."""
+        self._config = self._config.with_values(name=name, uuid=uuid)
+
     def shutdown(self, reason: str) -> None:
-        """End the guest as `reason` says; reboot: it begins anew in the same process.
+        """End the guest as `reason` says; its memory stays to be looked at.
 
         Raises:
             DomainStateError: it is suspended.
@@ -165,13 +174,11 @@ class TestGuest:
             )
         if reason == "suspend":
             self.suspend()
-        elif reason == "reboot":
-            self._link.command("reboot")
+        elif reason not in ENDS:
+            raise ValueError(f"no way to shut down: {reason}")
         else:
-            self._ended = ENDS.get(reason)
-            if self._ended is None:
-                raise ValueError(f"no way to shut down: {reason}")
-            self._link.end()
+            self._end_reason = self.end_reason or ENDS[reason]
+            self._link.kill()
 
     def console(self) -> bytes:
         """Return the guest's log, as far back as its ring goes."""
@@ -187,7 +194,7 @@ class TestGuest:
 
     def destroy(self) -> None:
         """End the process and free its memory. May be called again."""
-        self._ended = self._ended or DomainState.SHUTDOWN
+        self._end_reason = self._end_reason or "poweroff"
         self._link.end()
         self._let_go()
 
