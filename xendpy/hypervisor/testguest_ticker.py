@@ -88,7 +88,7 @@ class Ticker:
         """Log one line; ticks that were slept through are not made up for."""
         state = self.state
         state["since_tick_s"] %= state["tick_s"]
-        state["ticks"] += 1
+        state["ticks"] += np.uint64(1)
         self.log(f"{self.host_name} {_date(time.time())} #{int(state['ticks'])}")
 
     def log(self, text: str) -> None:
@@ -123,7 +123,7 @@ class Ticker:
         sequences = self._sequences[first : first + count]
         sequences += np.uint32(1)
         self._contents(first, sequences, self._heap[first : first + count])
-        self.state["writes"] += count
+        self.state["writes"] += np.uint64(count)
         self._mark(self.layout.heap_first + first, count)
         page, last = first * 4 // PAGE_SIZE, ((first + count) * 4 - 1) // PAGE_SIZE
         self._mark(self.layout.sequence_first + page, last - page + 1)
