@@ -7,6 +7,7 @@ from xendpy.cli.migrateoptions import MIGRATE_OPTIONS
 from xendpy.cli.options import Command, Option
 
 FORCE = Option(long="force", help="Although it was moved to another host")
+AUTOSTART = Option(long="autostart", help="The daemon starts it, unattended", hidden=True)
 PAUSED = Option(short="p", long="paused", help="Leave the domain paused")
 SHUTDOWN_OPTIONS = (
     Option(short="w", long="wait", help="Wait until it has happened"),
@@ -33,7 +34,7 @@ DOMAIN_COMMANDS = (
         args="<ConfigFile> [options] [vars]",
         help="Create a domain based on <ConfigFile>.",
         group="domain",
-        options=(*CREATE_OPTIONS, FORCE),
+        options=(*CREATE_OPTIONS, FORCE, AUTOSTART),
         option_list=True,
         handler="create:create",
     ),

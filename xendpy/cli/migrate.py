@@ -104,11 +104,14 @@ class _Interrupts:
 @contextmanager
 def _interrupts() -> Iterator[_Interrupts]:
     interrupts = _Interrupts()
-    before = signal.signal(signal.SIGINT, interrupts)
+    # A daemon that goes away must not end this command without a word.
+    handlers: dict[int, Any] = {signal.SIGINT: interrupts, signal.SIGPIPE: signal.SIG_IGN}
+    before = {number: signal.signal(number, how) for number, how in handlers.items()}
     try:
         yield interrupts
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, how in before.items():
+            signal.signal(number, how)
 
 
 def follow(xm: Invocation, migration_id: str) -> int:
@@ -119,6 +122,8 @@ def follow(xm: Invocation, migration_id: str) -> int:
             view = _watch(xm, migration_id, screen, interrupts)
         if view is not None:
             screen.end(view)
+    except BrokenPipeError:  # whoever read our lines has gone: the migration goes on
+        return IN_DOUBT
     except (Unreachable, BrokenAnswer) as error:
         raise CommandFailed(
             f"xend does not answer any more ({error.reason}); migration {migration_id[:8]} may"
@@ -184,7 +189,8 @@ def _verdict(view: View | None, xm: Invocation, migration_id: str) -> int:
     if view.state == "aborted" and not view.reason.startswith(BY_LIMITS):
         print(f"Migration {short} cancelled: {name} goes on here.", file=sys.stderr)
         return CANCELLED
-    print(f"Error: {view.reason}\n{name} goes on here.", file=sys.stderr)
+    reason = view.reason.removeprefix(f"{BY_LIMITS}: ")
+    print(f"Error: {reason}\n{name} goes on here.", file=sys.stderr)
     return STAYS
 
 

@@ -102,8 +102,10 @@ class Invocation:
         """Say whether `option` (its long name) was on the command line."""
         return option in self.options
 
-    def forced(self) -> tuple[bool, ...]:
+    def forced(self) -> tuple[bool | str, ...]:
         """Return the argument that --force adds: no other xend knows it, so nothing without."""
+        if self.given("autostart"):
+            return ("autostart",)
         return (True,) if self.given("force") else ()
 
 

@@ -59,7 +59,8 @@ async def stop_all(guests: Guests) -> None:
 async def _create(file: Path, paths: Paths) -> None:
     """Have `xm create` read a configuration file and ask this daemon for the guest."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _CREATE, "--root", str(paths.root), "create", str(file),
+        sys.executable, "-c", _CREATE,
+        "--root", str(paths.root), "create", "--autostart", str(file),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,

@@ -18,6 +18,7 @@ from xendpy.control.xmlrpc import ERROR_GENERIC, Method, Value
 from xendpy.errors import RpcError, Unsupported
 from xendpy.guest.domain import DomainSummary
 
+AUTOSTART = "autostart"  # in place of create's `force`
 Reference = str | int
 Flag = bool | int | str | None
 
@@ -145,8 +146,14 @@ class DomainMethods:
     # Coming and going
 
     async def create(self, config: Value, force: Flag = False) -> Value:
-        """Build a guest, paused, and return its sxp; `force`: though it was moved away."""
-        guest = await self._guests.create(new_config(config), force=_flag(force))
+        """Build a guest, paused, and return its sxp.
+
+        `force`: though it was moved away; `autostart` instead: nobody looks on.
+        """
+        autostart = force == AUTOSTART
+        guest = await self._guests.create(
+            new_config(config), force=not autostart and _flag(force), autostart=autostart
+        )
         return domain_sxp(guest, devices=True)
 
     async def create_from_dict(self, config: Value) -> Value:

@@ -48,7 +48,7 @@ class Owner(Protocol):
     """Who knows which guests this host owns; control.ownership.Ownership."""
 
     def refuse_unless_owned(
-        self, uuid: str, name: str, verb: str, *, force: bool = False
+        self, uuid: str, name: str, verb: str, *, force: bool = False, by_name: bool = False
     ) -> None: ...
 
     def refuse_in_doubt(self, uuid: str, name: str, verb: str) -> None: ...
@@ -83,9 +83,13 @@ class Guests(Lookup):
             shown.append(replace(guest, name=MOVING + guest.name) if moves else guest)
         return shown
 
-    def _check_owned(self, config: DomainConfig, verb: str, *, force: bool = False) -> None:
+    def _check_owned(
+        self, config: DomainConfig, verb: str, *, force: bool, by_name: bool = False
+    ) -> None:
         if self.owner is not None:
-            self.owner.refuse_unless_owned(config.uuid, config.name, verb, force=force)
+            self.owner.refuse_unless_owned(
+                config.uuid, config.name, verb, force=force, by_name=by_name
+            )
 
     def _check_doubt(self, guest: DomainSummary, verb: str) -> None:
         if self.owner is not None:
@@ -99,10 +103,19 @@ class Guests(Lookup):
 
     # Coming and going
 
-    async def create(self, config: DomainConfig, *, force: bool = False) -> DomainSummary:
-        """Build a new guest, paused; `force`: although it was moved to another host."""
+    async def create(
+        self, config: DomainConfig, *, force: bool = False, autostart: bool = False
+    ) -> DomainSummary:
+        """Build a new guest, paused; `force`: although it was moved to another host.
+
+        `autostart`: nobody looks on. A guest of this name that was moved away is then the same
+        one, although a file without a uuid gives it another every time; whoever asks for it by
+        hand, or as a cluster's manager, knows better.
+        """
         await self._check_free(config)
-        await self.workers.quick(self._check_owned, config, "create", force=force)
+        await self.workers.quick(
+            self._check_owned, config, "create", force=force, by_name=autostart
+        )
         return await self._create(config)
 
     async def _create(self, config: DomainConfig) -> DomainSummary:

@@ -138,16 +138,19 @@ class Ownership:
                     actual="in doubt",
                 )
 
-    def refuse_unless_owned(self, uuid: str, name: str, verb: str, *, force: bool = False) -> None:
+    def refuse_unless_owned(
+        self, uuid: str, name: str, verb: str, *, force: bool = False, by_name: bool = False
+    ) -> None:
         """Refuse to make a guest runnable that another host owns, or may own.
 
         With `force` a guest that moved away is this host's again: the operator answers for it.
+        `by_name`: one of the same name counts as the same guest.
 
         Raises:
             DomainStateError: the journal says so; the text names the way out.
         """
         self.refuse_in_doubt(uuid, name, verb)
-        away = self._journal.moved_away(uuid, name)
+        away = self._journal.moved_away(uuid, name if by_name else "")
         if away is None or away.step in AWAY:
             return
         if not force:
