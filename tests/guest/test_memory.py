@@ -285,3 +285,18 @@ def test_an_address_space_limit_is_an_error(path):
     )
     assert run.stdout.split() == ["refused", "True"], run.stderr
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+def test_scattered_frames_get_whole_chunks_until_the_end(tmp_path):
+    memory = GuestMemory(os.open(tmp_path / "memory", os.O_RDWR | os.O_CREAT))
+    pfns = np.arange(0, 4096, 64, dtype=np.uint64)
+    for view in memory.views(pfns):
+        view[:] = b"\1" * PAGE_SIZE
+    assert memory.allocated_pages == 4096
+    present = np.zeros(4096, np.bool_)
+    present[pfns] = True
+    memory.drop_all_but(present)
+    memory.finish(4096)
+    assert memory.allocated_pages == len(pfns)
+    assert memory.pages[:, 0].nonzero()[0].tolist() == pfns.tolist()
+    memory.close()

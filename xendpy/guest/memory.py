@@ -34,6 +34,11 @@ WORDS = PAGE_SIZE // 8
 # pages stay allocated.
 HOLE_PAGES = 64
 
+# A batch of more runs than this gets whole chunks: an extent per page cost 16 ms a batch of 1024
+# scattered pages on ext4, chunks cost 1-2 ms. `drop_all_but` frees what is never asked for.
+SCATTERED_RUNS = 16
+CHUNK_PAGES = 256
+
 WINDOW_BYTES = 32 << 20
 MAX_WINDOWS = 7  # and the one being filled: at most 256 MiB are not on disk
 
@@ -216,6 +221,25 @@ class GuestMemory:
     def _allocate(self, pfns: Pfns) -> None:
         missing: Pfns = pfns[~self._allocated[pfns]]
         starts, counts = runs(missing)
+        if len(starts) > SCATTERED_RUNS:
+            try:
+                self._allocate_runs(*runs(self._chunks(missing)))
+                return
+            except OutOfMemory:  # no room for the neighbours, perhaps for the frames themselves
+                missing = pfns[~self._allocated[pfns]]
+                starts, counts = runs(missing)
+        self._allocate_runs(starts, counts)
+
+    def _chunks(self, pfns: Pfns) -> Pfns:
+        """Return the frames not yet allocated of every chunk that holds one of `pfns`."""
+        size = np.uint64(CHUNK_PAGES)
+        first = np.unique(pfns // size) * size
+        frames = (first[:, None] + np.arange(CHUNK_PAGES, dtype=np.uint64)).ravel()
+        frames = frames[frames < self._capacity]
+        wanted: Pfns = frames[~self._allocated[frames]]
+        return wanted
+
+    def _allocate_runs(self, starts: Pfns, counts: Pfns) -> None:
         for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
             try:
                 os.posix_fallocate(self._fd, start << PAGE_SHIFT, count << PAGE_SHIFT)
