@@ -21,6 +21,7 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	@$(RUN) -m tests.demo.receive_demo
+	@$(RUN) -m tests.demo.walkthrough
 
 test: $(STAMP)
 	$(RUN) -m ruff format --check .
