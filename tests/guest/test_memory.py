@@ -291,7 +291,7 @@ def test_scattered_frames_get_whole_chunks_until_the_end(tmp_path):
     memory = GuestMemory(os.open(tmp_path / "memory", os.O_RDWR | os.O_CREAT))
     pfns = np.arange(0, 4096, 64, dtype=np.uint64)
     for view in memory.views(pfns):
-        view[:] = b"\1" * PAGE_SIZE
+        view[:] = b"\1" * 4096
     assert memory.allocated_pages == 4096
     present = np.zeros(4096, np.bool_)
     present[pfns] = True
