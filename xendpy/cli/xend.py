@@ -37,6 +37,7 @@ COMMANDS: Final = {
     "reload": "Read the configuration file again; running migrations are not touched",
     "status": "Exit with 0 if it runs, 3 if not",
     "check-config": "Check a configuration file, print every option, value and warning",
+    "pki": "Make certificates for TLS: pki init, issue HOST, show, renew",
     "trace_start": "Start with a log at level DEBUG",
 }
 
@@ -93,6 +94,10 @@ def _foreground(taken: dict[str, str]) -> bool:
 def _dispatch(command: str, args: Sequence[str], paths: Paths, *, foreground: bool) -> int:
     if command == "check-config":
         return _check_config(args, paths)
+    if command == "pki":
+        from xendpy.cli import pki
+
+        return pki.run(args, paths)
     actions: dict[str, Callable[[], int]] = {
         "start": lambda: start(paths, foreground=foreground),
         "trace_start": lambda: start(paths, foreground=foreground),
@@ -210,7 +215,7 @@ def help_text() -> str:
     codes = [f"  {code:<14} {text}" for code, text in EXIT_CODES]
     return "\n".join(
         [
-            "usage: xend {start|stop|reload|restart|status|check-config} [options]",
+            "usage: xend {start|stop|reload|restart|status|check-config|pki} [options]",
             "",
             "commands:",
             *commands,
