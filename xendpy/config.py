@@ -14,6 +14,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,24 @@ def parse_patterns(value: sxp.SxpValue) -> str:
     return text
 
 
+def parse_directories(value: sxp.SxpValue) -> str:
+    """Return absolute directories, separated by spaces, as they are."""
+    text = parse_str(value)
+    for path in text.split():
+        if not path.startswith("/") or path == "/":
+            raise ValueError(f"expected directories other than /: {_said(path)}")
+    return text
+
+
+def parse_endpoint(value: sxp.SxpValue) -> str:
+    """Return `ADDRESS:PORT` as it is; empty = none."""
+    text = parse_str(value)
+    address, colon, port = text.rpartition(":")
+    if text and not (address and colon and re.fullmatch(r"\d{1,5}", port) and int(port) < 65536):
+        raise ValueError(f"expected ADDRESS:PORT: {_said(value)}")
+    return text
+
+
 def parse_choice(*choices: str) -> Callable[[sxp.SxpValue], str]:
     """Return a parser that takes one of `choices`."""
 
@@ -168,6 +187,24 @@ class PeerRow:
     release: str = "4.2+"
 
 
+class MapKind(StrEnum):
+    """What a mapping row renames in the configuration of a guest that comes in; the option."""
+
+    BRIDGE = "xendpy-map-bridge"
+    DISK = "xendpy-map-disk"
+    SCRIPT = "xendpy-map-script"
+    KERNEL = "xendpy-map-kernel"
+
+
+@dataclass(frozen=True, slots=True)
+class MapRow:
+    """`(xendpy-map-KIND OLD NEW)`: names are replaced whole, paths by their beginning."""
+
+    kind: MapKind
+    old: str
+    new: str
+
+
 # A table is read across: the rows stay on their lines.
 # ruff: noqa: E501, RUF009
 # fmt: off
@@ -230,6 +267,14 @@ class XendConfig:
     # xendpy's own
     hypervisor: str = option("xendpy-hypervisor", parse_choice("auto", "xl", "store"), "auto", "What runs the guests: xl, the embedded store, or xl where there is a Xen.")
     host_name: str = option("xendpy-host-name", parse_str, "", "This host's name for guests and peers; empty = the system's.")
+    relocation_tls_ca: str = option("xendpy-relocation-tls-ca", parse_str, "", "Certificates that vouch for other xendpy hosts over TLS; a name without / is below /etc/xen.")
+    relocation_tls_verify: str = option("xendpy-relocation-tls-verify", parse_choice("auto", "required", "optional", "none"), "auto", "Whether a peer over TLS must show a certificate of that CA. auto: required where a CA is named, none where not (xend's own senders have none).")
+    relocation_tls_min: str = option("xendpy-relocation-tls-min", parse_choice("1.0", "1.1", "1.2", "1.3"), "1.2", "Oldest TLS version taken from a xend; xendpy hosts speak 1.3 with each other.")
+    relocation_require_tls: bool = option("xendpy-relocation-require-tls", parse_bool, False, "Keep the plain relocation port closed and send over TLS only.")
+    relocation_forward_confirm: bool = option("xendpy-relocation-forward-confirm", parse_bool, True, "A peer's name from reverse DNS counts only if it leads back to the peer's address. no: xend's way.")
+    relocation_guests_allow: str = option("xendpy-relocation-guests-allow", parse_patterns, "", "Regular expressions, separated by single spaces; a guest whose whole name or uuid one matches may come in. Empty = every guest.")
+    metrics_address: str = option("xendpy-metrics-address", parse_endpoint, "", "ADDRESS:PORT where Prometheus finds the metrics; empty = nowhere.")
+    max_device_model: int = option("xendpy-max-device-model", parse_positive, 128, "MiB of a HVM guest's device-model state.")
     max_connections: int = option("xendpy-max-connections", parse_positive, 256, "Connections to the relocation port at a time.")
     max_connections_per_peer: int = option("xendpy-max-connections-per-peer", parse_positive, 64, "The same from one address.")
     max_incoming: int = option("xendpy-max-incoming", parse_positive, 8, "Incoming migrations at a time.")
@@ -244,7 +289,9 @@ class XendConfig:
     unpause_delay_s: float = option("xendpy-unpause-delay", parse_seconds, 1.0, "Seconds between an old sender's close and the guest's start here: xend 4.1 and later destroys its copy just after closing.")
     verdict_timeout_s: float = option("xendpy-verdict-timeout", parse_seconds, 300.0, "Seconds to wait for a peer's answer after the last byte.")
     libvirt_server: bool = option("xendpy-libvirt-server", parse_bool, True, "Serve virsh on libvirt's unix sockets.")
+    guest_paths: str = option("xendpy-guest-paths", parse_directories, "/var/lib/libvirt/images /var/lib/xen/images /dev", "Directories, separated by spaces, below which the disks and kernels of guests that come in must lie (xl).")
     peers: tuple[PeerRow, ...] = ()
+    maps: tuple[MapRow, ...] = ()
     # fmt: on
 
     def peer(self, name: str) -> PeerRow | None:
@@ -306,7 +353,9 @@ def parse(text: str, path: Path) -> LoadedConfig:
     reader = _Reader(path, warnings)
     for form in forms:
         reader.take(form)
-    config = XendConfig(**reader.values, peers=tuple(reader.peers.values()))
+    config = XendConfig(
+        **reader.values, peers=tuple(reader.peers.values()), maps=tuple(reader.maps.values())
+    )
     warnings += [*_advice(config, reader.origins), *_without_effect(config, reader.origins)]
     return LoadedConfig(
         config, path, reader.origins, tuple(sorted(warnings, key=lambda item: item.line))
@@ -322,6 +371,7 @@ class _Reader:
         self._rows = {row.name: (attribute, row) for attribute, row, _ in options()}
         self.values: dict[str, Any] = {}
         self.peers: dict[str, PeerRow] = {}
+        self.maps: dict[tuple[str, str], MapRow] = {}
         self.origins: dict[str, int | None] = dict.fromkeys(self._rows)
         self._first: dict[str, int] = {}
 
@@ -333,6 +383,8 @@ class _Reader:
         name = value[0]
         if name == PEER_OPTION:
             self._peer(form, value)
+        elif name in MapKind.__members__.values():
+            self._map(form, MapKind(name), value)
         elif name not in self._rows:
             self._warn(form, f"unknown option {name}: ignored")
         elif name in self._first:
@@ -376,6 +428,15 @@ class _Reader:
             self._warn(form, f"{PEER_OPTION} {name} is given again: the first one counts")
         else:
             self.peers[name] = PeerRow(name, address, port, str(release))
+
+    def _map(self, form: sxp.Form, kind: MapKind, value: sxp.SxpList) -> None:
+        match value:
+            case [_, str(old), str(new)] if old and new:
+                if (kind, old) in self.maps:
+                    self._warn(form, f"{kind} {old} is given again: the first one counts")
+                self.maps.setdefault((kind, old), MapRow(kind, old, new))
+            case _:
+                raise self._error(form, kind, "expected OLD NEW")
 
     def _warn(self, form: sxp.Form, text: str) -> None:
         self._warnings.append(Warning(form.line, text))

@@ -18,10 +18,13 @@ from xendpy.relocation.frames import (
     send_frame,
     send_json,
 )
+from xendpy.relocation.sums import FrameSums
 
 
 class Tape:
     """A wire made of bytes."""
+
+    sums: FrameSums | None = None
 
     def __init__(self, data: bytes = b"") -> None:
         self.data = data

@@ -169,6 +169,8 @@ class Arrival:
 
     def close(self, state: MigrationState, error: XendError | None = None) -> MigrationProgress:
         """Publish and return the last snapshot."""
+        if state is MigrationState.DONE:
+            self.progress = replace(self.progress, downtime=self.downtime())
         self._show(state, reason=str(error) if error is not None else "")
         return self.progress
 

@@ -6,6 +6,7 @@ with its own and answers with `Check`s. A failed check refuses the migration, a 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -71,15 +72,24 @@ class Facts:
             host=str(value.get("host", ""))[:255],
             clock_s=_float(value.get("clock_s")),
             uptime_s=_float(value.get("uptime_s")),
-            disks=disks if isinstance(disks, dict) else {},
+            disks=_identities(disks if isinstance(disks, dict) else {}),
         )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
+def _identities(disks: Mapping[str, object]) -> dict[str, dict[str, int]]:
+    return {path: identity for path, identity in disks.items() if isinstance(identity, dict)}
+
+
 def _float(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    """Return a number as a peer said it; JSON knows numbers that are none, and endless ones."""
+    try:
+        number = float(value) if isinstance(value, int | float) else 0.0
+    except OverflowError:
+        return 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def failures(checks: Sequence[Check]) -> list[Check]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -30,6 +31,7 @@ from xendpy.guest.domain import Domain, DomainConfig
 from xendpy.guest.pages import PAGE_SIZE
 from xendpy.hypervisor.base import Hypervisor, RestoreSession
 from xendpy.migration.arrival import Arrival, Publish, RecentBytes
+from xendpy.migration.guests_allow import EVERY_GUEST, GuestsAllow
 from xendpy.migration.progress import DowntimeReport, MigrationProgress, MigrationState, log_begin
 from xendpy.migration.receive import NoGuest, OpenSource, drive
 from xendpy.stream.limits import DEFAULT_LIMITS, StreamLimits
@@ -40,15 +42,22 @@ log = logging.getLogger(__name__)
 MIB = 1 << 20
 REST_SLACK_BYTES = 256 * MIB  # device model, vcpus: what follows a guest's memory at most
 HOLES_PAGES = 1 << 20  # 4 GiB
+NO_HURRY = nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiveLimits:
-    """What a guest may ask for; `max_guest_bytes` 0 = as much as the driver has room for."""
+    """What a guest may ask for; `max_guest_bytes` 0 = as much as the driver has room for.
+
+    `config_timeout_s`: how long its configuration may take to come, in all.
+    """
 
     max_config_bytes: int = 1 << 20
     max_sxp_depth: int = 64
     max_guest_bytes: int = 0
+    max_device_model_bytes: int = 128 * MIB
+    config_timeout_s: float = 30.0
+    guests: GuestsAllow = EVERY_GUEST
 
     @classmethod
     def of(cls, config: XendConfig) -> ReceiveLimits:
@@ -57,7 +66,25 @@ class ReceiveLimits:
             max_config_bytes=config.max_config_bytes,
             max_sxp_depth=config.max_sxp_depth,
             max_guest_bytes=config.max_guest_memory * MIB,
+            max_device_model_bytes=config.max_device_model * MIB,
+            config_timeout_s=config.control_timeout_s,
+            guests=GuestsAllow.parse(config.relocation_guests_allow),
         )
+
+    def stream(self, config: DomainConfig) -> StreamLimits:
+        """Return what the stream of this guest may hold.
+
+        Its highest frame lies above its memory: holes below 4 GiB, special pages.
+        """
+        pages = config.maxmem_mib * MIB // PAGE_SIZE + HOLES_PAGES
+        return replace(
+            DEFAULT_LIMITS,
+            p2m_pages=min(pages, DEFAULT_LIMITS.p2m_pages),
+            device_model_bytes=self.max_device_model_bytes,
+        )
+
+
+DEFAULT_RECEIVE_LIMITS = ReceiveLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +121,7 @@ Outcome: TypeAlias = Received | Rejected | Kept
 
 
 class Reception:
-    """One guest on its way in; `run` once."""
+    """One guest on its way in; `run` once. The configuration is read within `hurry`."""
 
     def __init__(
         self,
@@ -104,8 +131,10 @@ class Reception:
         limits: ReceiveLimits,
         progress: MigrationProgress,
         publish: Publish,
+        hurry: AbstractContextManager[None] = NO_HURRY,
     ) -> None:
         self._recent = RecentBytes(source)
+        self._hurry = hurry
         self._hypervisor = hypervisor
         self._limits = limits
         self._progress = progress
@@ -140,12 +169,14 @@ class Reception:
             return self.reject(error)
 
     def _read_config(self) -> DomainConfig:
-        envelope = drive(read_envelope(self._limits.max_config_bytes), self._recent, NoGuest())
+        with self._hurry:
+            envelope = drive(read_envelope(self._limits.max_config_bytes), self._recent, NoGuest())
         self._recent.settle()
         return DomainConfig.parse(envelope.config_bytes, max_depth=self._limits.max_sxp_depth)
 
     def _check(self, config: DomainConfig) -> None:
         """Refuse what can be known not to fit before the driver is asked."""
+        self._limits.guests.require(config)
         wanted, limit = config.maxmem_mib * MIB, self._limits.max_guest_bytes
         if limit and wanted > limit:
             raise OutOfMemory(
@@ -168,7 +199,9 @@ class Reception:
         arrival = Arrival(session, self._recent, config, self._progress, self._publish)
         self._arrival = arrival
         try:
-            drive(decode_body(config.guest_type, _stream_limits(config)), self._recent, arrival)
+            drive(
+                decode_body(config.guest_type, self._limits.stream(config)), self._recent, arrival
+            )
             arrival.check_whole()
             domain = session.complete()
         except Exception as error:
@@ -210,12 +243,6 @@ class Reception:
             progress = replace(self._progress, state=_final(error), reason=str(error))
             self._publish(progress)
         return Rejected(error=error, progress=progress)
-
-
-def _stream_limits(config: DomainConfig) -> StreamLimits:
-    # A guest's highest frame lies above its memory: holes below 4 GiB, special pages.
-    pages = config.maxmem_mib * MIB // PAGE_SIZE + HOLES_PAGES
-    return replace(DEFAULT_LIMITS, p2m_pages=min(pages, DEFAULT_LIMITS.p2m_pages))
 
 
 def start(migration_id: str, peer: str) -> MigrationProgress:

@@ -1,24 +1,28 @@
 """One peer's socket in its worker thread: blocking, with deadlines, never reading ahead.
 
 Works over TCP, a unix socket and an `ssl.SSLSocket`. Every deadline is one of silence: it starts
-anew whenever bytes move. Only `abort` may be called from another thread.
+anew whenever bytes move; only `within` bounds the whole. Only `abort` may be called from another
+thread.
+
+Over TLS an end without close_notify counts as the peer's end: no xend from 4.0 on says good-bye.
+Whoever can forge a FIN can so cut a stream short; every format has its own mark of the end, except
+the last record of a HVM guest from xend, which is taken as whole if it begins with its magic.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import select
 import socket
 import ssl
 import struct
 import termios
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
-from itertools import accumulate
 from types import TracebackType
 from typing import TypeVar
 
@@ -30,13 +34,18 @@ from xendpy.errors import (
     StreamTruncated,
 )
 from xendpy.migration.receive import read_rest
+from xendpy.relocation.sums import FrameSums
 
 T = TypeVar("T")
 
 IOV_MAX = 1024  # Linux, uapi/linux/uio.h UIO_MAXIOV
+TLS_RECORD = 1 << 14  # bytes that one TLS record carries at most
+TLS_STAGING = 1 << 16
 PIECE = 1 << 16  # bytes asked for where only their coming is of interest
 ACK_POLL_S = 0.002
 OUTQ = struct.Struct("@i")  # what TIOCOUTQ writes
+TIMEVAL = struct.Struct("@ll")  # seconds, microseconds; zero would be for ever
+SHORTEST_S = 0.001
 
 
 class EofKind(Enum):
@@ -78,13 +87,17 @@ class Channel:
     ) -> None:
         self.peer = peer
         self.offset = 0
+        self.sums: FrameSums | None = None  # the frames' digests, once agreed on; see frames
         self._sock = sock
         self._prefix = memoryview(prefix)
         self._stall_timeout_s = stall_timeout_s
         # An SSLSocket has neither recvmsg_into nor sendmsg.
         self._scatters = not isinstance(sock, ssl.SSLSocket)
+        self._staging = bytearray(0 if self._scatters else TLS_STAGING)
         self._ended = False
         self._closed = False
+        self._until_s: float | None = None
+        self._bound_s: float | None = None  # the timeout that the socket has
         self._aborted = threading.Event()
         self._lifetime = threading.Lock()  # abort must not shut down a descriptor used anew
 
@@ -112,8 +125,40 @@ class Channel:
         finally:
             self._stall_timeout_s = before
 
+    @contextmanager
+    def within(self, total_s: float) -> Iterator[None]:
+        """Bound all that happens within the block together, however the bytes trickle."""
+        self._until_s = time.monotonic() + total_s
+        try:
+            yield
+        finally:
+            self._until_s = None
+
+    def readable(self) -> bool:
+        """Whether a read would find something at once: bytes, the peer's end, or an error.
+
+        Over TLS the socket's own readiness says nothing: decrypted bytes may be pending, and
+        what came may be no payload. A byte read to find out is read again later.
+        """
+        if self._prefix or self._ended:
+            return True
+        if not isinstance(self._sock, ssl.SSLSocket):
+            return bool(select.select([self._sock], [], [], 0)[0])
+        found = memoryview(bytearray(1))
+        try:
+            self._sock.settimeout(0)
+            self._bound_s = None
+            count = self._sock.recv_into(found)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        except OSError:
+            return True
+        self._ended = not count
+        self._prefix = found[:count]
+        return True
+
     def recv_into(self, views: Sequence[memoryview]) -> None:
-        """Fill `views` in order.
+        """Fill `views`, of bytes, in order.
 
         Raises:
             StreamTruncated: the peer closed its end first; `offset` is where the views begin.
@@ -121,18 +166,15 @@ class Channel:
             ChannelAborted: `abort` was called.
             ChannelError: the connection broke; a reset is never taken for an end.
         """
-        todo = [view.cast("B") for view in views if view.nbytes]
-        ends = list(accumulate(view.nbytes for view in todo))
-        start, wanted, done, index = self.offset, ends[-1] if ends else 0, 0, 0
+        todo = views if all(views) else [view for view in views if len(view)]
+        start, wanted, done = self.offset, sum(map(len, todo)), 0
         while done < wanted:
-            count = self._recv_some(todo[index : index + IOV_MAX], "receiving")
+            count = self._recv_some(todo[:IOV_MAX], "receiving", flags=socket.MSG_WAITALL)
             if not count:
                 raise StreamTruncated(offset=start, wanted=wanted, got=done)
             done += count
-            index = bisect_right(ends, done)
-            if index < len(todo):
-                left = ends[index] - done
-                todo[index] = todo[index][todo[index].nbytes - left :]
+            if done < wanted:
+                todo = _rest(todo, count)
 
     def recv_exactly(self, count: int) -> bytes:
         """Return the next `count` bytes; errors as `recv_into`."""
@@ -173,15 +215,9 @@ class Channel:
 
     def send(self, views: Sequence[bytes | memoryview]) -> None:
         """Hand all of `views` to the kernel, in order; errors as `recv_into`."""
-        todo = [memoryview(view).cast("B") for view in views if len(view)]
-        ends = list(accumulate(view.nbytes for view in todo))
-        done, index = 0, 0
-        while index < len(todo):
-            done += self._send_some(todo[index : index + IOV_MAX])
-            index = bisect_right(ends, done)
-            if index < len(todo):
-                left = ends[index] - done
-                todo[index] = todo[index][todo[index].nbytes - left :]
+        todo: Sequence[memoryview] = [memoryview(view) for view in views if len(view)]
+        while todo:
+            todo = _rest(todo, self._send_some(todo[:IOV_MAX]))
 
     def half_close(self) -> None:
         """Say that nothing more will be sent; receiving goes on."""
@@ -234,13 +270,18 @@ class Channel:
                 self._sock.close()
 
     def _recv_some(
-        self, views: Sequence[memoryview], doing: str, timeout_s: float | None = None
+        self,
+        views: Sequence[memoryview],
+        doing: str,
+        timeout_s: float | None = None,
+        *,
+        flags: int = 0,
     ) -> int:
         if self._prefix:
             return self._take_prefix(views[0])
         if self._ended:
             return 0
-        count = self._call(lambda: self._recv(views), doing, timeout_s)
+        count = self._call(lambda: self._recv(views, flags), doing, timeout_s)
         self._ended = not count
         self.offset += count
         return count
@@ -252,27 +293,61 @@ class Channel:
         self.offset += count
         return count
 
-    def _recv(self, views: Sequence[memoryview]) -> int:
-        if self._scatters and len(views) > 1:
-            return self._sock.recvmsg_into(views)[0]
-        return self._sock.recv_into(views[0])
+    def _recv(self, views: Sequence[memoryview], flags: int) -> int:
+        if not self._scatters:
+            return self._sock.recv_into(views[0])
+        if len(views) > 1:
+            return self._sock.recvmsg_into(views, 0, flags)[0]
+        return self._sock.recv_into(views[0], 0, flags)
 
     def _send_some(self, views: Sequence[memoryview]) -> int:
         if self._scatters:
             return self._call(lambda: self._sock.sendmsg(views), "sending", None)
-        return self._call(lambda: self._sock.send(views[0]), "sending", None)
+        piece = self._gather(views) if views[0].nbytes < TLS_RECORD else views[0]
+        return self._call(lambda: self._sock.send(piece), "sending", None)
+
+    def _gather(self, views: Sequence[memoryview]) -> memoryview:
+        """Copy small pieces together: over TLS each send is a record of its own."""
+        staging, end = memoryview(self._staging), 0
+        for view in views:
+            if (view.nbytes >= TLS_RECORD and end >= TLS_RECORD) or end == len(staging):
+                break
+            count = min(view.nbytes, len(staging) - end)
+            staging[end : end + count] = view[:count]
+            end += count
+        return staging[:end]
 
     def _call(self, call: Callable[[], T], doing: str, timeout_s: float | None) -> T:
         if self._aborted.is_set():
             raise ChannelAborted(f"cut while {doing}", peer=self.peer)
         timeout_s = self._stall_timeout_s if timeout_s is None else timeout_s
+        if self._until_s is not None:
+            timeout_s = min(timeout_s, self._until_s - time.monotonic())
+            if timeout_s <= 0:
+                raise ChannelTimeout(doing, after_s=0, peer=self.peer)
         with self._translated(doing, timeout_s):
-            # 0 would mean a non-blocking socket.
-            self._sock.settimeout(max(timeout_s, 0.001))
+            self._bound(max(timeout_s, SHORTEST_S))
             result = call()
         if self._aborted.is_set():  # shutdown looks like the peer's end to a blocked recv
             raise ChannelAborted(f"cut while {doing}", peer=self.peer)
         return result
+
+    def _bound(self, timeout_s: float) -> None:
+        """Set how long the next call may block.
+
+        The kernel keeps the time, so that one call can wait for a whole batch: with Python's own
+        timeouts each piece of it costs a poll and a wake-up, a third of all the time.
+        """
+        if timeout_s == self._bound_s:
+            return
+        if self._scatters:
+            self._sock.settimeout(None)
+            timeval = TIMEVAL.pack(int(timeout_s), int(timeout_s % 1 * 1e6))
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        else:
+            self._sock.settimeout(timeout_s)
+        self._bound_s = timeout_s
 
     @contextmanager
     def _translated(self, doing: str, timeout_s: float) -> Iterator[None]:
@@ -281,7 +356,18 @@ class Channel:
         except OSError as error:
             if self._aborted.is_set():
                 raise ChannelAborted(f"cut while {doing}", peer=self.peer) from error
-            if isinstance(error, TimeoutError):
+            if isinstance(error, TimeoutError | BlockingIOError):
                 raise ChannelTimeout(doing, after_s=timeout_s, peer=self.peer) from error
             reason = (error.strerror or str(error)).lower()
+            if isinstance(error, ssl.SSLError) and error.reason:
+                reason = f"TLS: {error.reason.replace('_', ' ').lower()}"
             raise ChannelError(f"{reason} while {doing}", peer=self.peer) from error
+
+
+def _rest(views: Sequence[memoryview], count: int) -> list[memoryview]:
+    """Return `views` without their first `count` bytes."""
+    for index, view in enumerate(views):
+        if count < len(view):
+            return [view[count:], *views[index + 1 :]]
+        count -= len(view)
+    return []

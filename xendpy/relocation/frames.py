@@ -7,6 +7,7 @@ A source that finds `xendpy-receive` in a peer's answer to `help` says, on the s
 and is answered `(ready xendpy-receive (host-id UUID) (features (a ...)))`: those of its features
 that the target takes. From there on both sides send frames: u32 type, u32 length, body; integers
 little-endian. Nothing is read ahead, and a frame's length meets its limit before it is read.
+Where both have the feature `xxh3`, digests go with each frame; see sums.py.
 
     source                         target
     PLAN      JSON                 CHECKS    JSON: what preflight found
@@ -29,11 +30,13 @@ from struct import Struct
 from typing import Any, Protocol
 
 from xendpy.errors import HandshakeError, StreamTruncated
+from xendpy.relocation.sums import LONG_BYTES, SHORT, FrameSums
 
 VERSION = 1
 FRAME = Struct("<II")  # type, length
 IMAGE_BYTES = Struct("<Q")
-MAX_CONTROL = 4 << 20  # bytes of any frame but DATA
+MAX_CONTROL = 256 << 10  # bytes of any frame but CONFIG and DATA
+MAX_CONFIG = 4 << 20
 MAX_DATA = 128 << 20
 
 
@@ -57,7 +60,9 @@ class FrameType(IntEnum):
 
 
 class Wire(Protocol):
-    """What framing needs of a channel."""
+    """What framing needs of a channel; `sums` None = the peers have not agreed on digests."""
+
+    sums: FrameSums | None
 
     def recv_exactly(self, count: int) -> bytes: ...
 
@@ -68,7 +73,7 @@ class Wire(Protocol):
 
 def send_frame(wire: Wire, kind: FrameType, body: bytes = b"") -> None:
     """Send one frame."""
-    wire.send([FRAME.pack(kind, len(body)), body] if body else [FRAME.pack(kind, 0)])
+    _send(wire, kind, [body] if body else [])
 
 
 def send_json(wire: Wire, kind: FrameType, value: object) -> None:
@@ -77,9 +82,20 @@ def send_json(wire: Wire, kind: FrameType, value: object) -> None:
 
 
 def send_data(wire: Wire, pieces: Sequence[bytes | memoryview]) -> int:
-    """Send one DATA frame gathered from `pieces`, without copying; return its body's length."""
+    """Send one DATA frame gathered from `pieces`; return its body's length.
+
+    Copies them only where digests were agreed on.
+    """
+    return _send(wire, FrameType.DATA, pieces)
+
+
+def _send(wire: Wire, kind: FrameType, pieces: Sequence[bytes | memoryview]) -> int:
     length = sum(len(piece) for piece in pieces)
-    wire.send([FRAME.pack(FrameType.DATA, length), *pieces])
+    header = FRAME.pack(kind, length)
+    if wire.sums is not None:
+        wire.send(wire.sums.seal(header, pieces if length else []))
+    else:
+        wire.send([header, *pieces])
     return length
 
 
@@ -87,30 +103,58 @@ def recv_header(wire: Wire) -> tuple[FrameType, int]:
     """Return the type and length of the next frame; its body is still on the wire.
 
     Raises:
-        HandshakeError: a type that this version does not know, or a length over its limit.
+        HandshakeError: a type that this version does not know, a length over its limit, or it
+            was damaged on the way.
     """
-    kind, length = FRAME.unpack(wire.recv_exactly(FRAME.size))
+    header = wire.recv_exactly(FRAME.size)
+    if wire.sums is not None:
+        wire.sums.check_header(header, wire.recv_exactly(SHORT.size))
+    kind, length = FRAME.unpack(header)
     try:
         frame = FrameType(kind)
     except ValueError:
         raise HandshakeError(f"frame type {kind:#x} is not known") from None
-    limit = MAX_DATA if frame is FrameType.DATA else MAX_CONTROL
+    limit = _LIMITS.get(frame, MAX_CONTROL)
     if length > limit:
         raise HandshakeError(f"{frame.name} frame of {length} bytes, at most {limit} are taken")
     return frame, length
 
 
-def recv_frame(wire: Wire, *expected: FrameType) -> tuple[FrameType, bytes]:
-    """Return the next frame, which must be one of `expected` and no DATA.
+_LIMITS = {FrameType.DATA: MAX_DATA, FrameType.CONFIG: MAX_CONFIG}
+
+
+def recv_body(wire: Wire, length: int) -> bytes:
+    """Return the body of the frame whose header was read last, no DATA.
 
     Raises:
-        HandshakeError: it is another one.
+        HandshakeError: it was damaged on the way.
+    """
+    if not length:
+        return b""
+    body = wire.recv_exactly(length)
+    if wire.sums is not None:
+        wire.sums.add(body)
+        wire.sums.check_body(wire.recv_exactly(LONG_BYTES))
+    return body
+
+
+def recv_frame(
+    wire: Wire, *expected: FrameType, limit: int | None = None
+) -> tuple[FrameType, bytes]:
+    """Return the next frame, which must be one of `expected` and no DATA.
+
+    `limit`: bytes that its body may have, where that is less than its type allows.
+
+    Raises:
+        HandshakeError: it is another one, or longer.
     """
     frame, length = recv_header(wire)
     if frame not in expected or frame is FrameType.DATA:
         names = ", ".join(kind.name for kind in expected)
         raise HandshakeError(f"{frame.name} frame where {names} was expected")
-    return frame, wire.recv_exactly(length) if length else b""
+    if limit is not None and length > limit:
+        raise HandshakeError(f"{frame.name} frame of {length} bytes, at most {limit} are taken")
+    return frame, recv_body(wire, length)
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -121,7 +165,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
     """
     try:
         value = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HandshakeError(f"a frame's JSON cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise HandshakeError("a frame's JSON is not an object")
@@ -173,6 +217,7 @@ class ImageSource:
             count = sum(len(view) for view in now)
             self._left -= count
             self.offset += count
+            self._check(now)
 
     def recv_some(self, view: memoryview) -> int:
         """Read image bytes into `view` and return how many; 0 = the image ended."""
@@ -205,6 +250,16 @@ class ImageSource:
         if self._ready():
             raise HandshakeError(f"{self._left} image bytes follow the end of the image")
 
+    def _check(self, views: Sequence[memoryview]) -> None:
+        # Pages are in the guest by then; it is not run before every digest was right.
+        sums = self._wire.sums
+        if sums is None:
+            return
+        for view in views:
+            sums.add(view)
+        if not self._left:
+            sums.check_body(self._wire.recv_exactly(LONG_BYTES))
+
     def _ready(self) -> bool:
         # Whether image bytes are left, in this frame or a following one; empty frames are passed.
         while not self._left and not self._ended:
@@ -216,7 +271,7 @@ class ImageSource:
         if frame is FrameType.DATA:
             self._left = length
             return
-        body = self._wire.recv_exactly(length) if length else b""
+        body = recv_body(self._wire, length)
         if frame is FrameType.ABORT:
             raise ImageAborted(body.decode("utf-8", "replace"))
         if frame is not FrameType.IMAGE_END or length != IMAGE_BYTES.size:

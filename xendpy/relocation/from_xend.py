@@ -1,4 +1,4 @@
-"""The op `receive`: a guest from an unmodified xend, and what that peer is told.
+"""The ops `receive` and `sslreceive`: a guest from an unmodified xend, and what that peer is told.
 
 Runs in a worker thread. A refused sender gets the err line, time to acknowledge it, and then a
 closed socket with its payload unread: a real xend's next write fails, it shows our text, and its
@@ -24,6 +24,8 @@ from xendpy.stream.xend import INVALID
 
 log = logging.getLogger(__name__)
 
+RECEIVE = "receive"
+SSLRECEIVE = "sslreceive"
 ACKNOWLEDGED_S = 3.0  # how long xend >= 4.0 itself waits for an error's text
 MAX_TRAILING = 16 << 20  # bytes read behind a whole stream before the peer is given up
 
@@ -31,6 +33,12 @@ MAX_TRAILING = 16 << 20  # bytes read behind a whole stream before the peer is g
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiveFromXend:
     """The operation; call it with each peer's `Incoming`.
+
+    `word` is what the peer said: `receive`, or `sslreceive`, by which xend means the same over
+    TLS, and over the plain port the same bytes. xend never gets its `(ok)` through there, and
+    its stream may end without close_notify: every body has its own mark of the end but that of a
+    HVM guest, whose device-model record ends where the connection does. It counts as whole if it
+    begins with its magic and the peer ended with FIN, over TLS as over the plain port.
 
     `eof_timeout_s` is for the sender's close after a whole stream, `unpause_delay_s` passes
     between that and the guest's start here.
@@ -40,11 +48,15 @@ class ReceiveFromXend:
     limits: ReceiveLimits
     eof_timeout_s: float
     unpause_delay_s: float = 0.0
+    word: str = RECEIVE
 
     @classmethod
-    def of(cls, config: XendConfig, hypervisor: Hypervisor) -> ReceiveFromXend:
+    def of(
+        cls, config: XendConfig, hypervisor: Hypervisor, word: str = RECEIVE
+    ) -> ReceiveFromXend:
         """Return the operation as the configuration file wants it."""
         return cls(
+            word=word,
             hypervisor=hypervisor,
             limits=ReceiveLimits.of(config),
             eof_timeout_s=config.eof_timeout_s,
@@ -60,10 +72,11 @@ class ReceiveFromXend:
             limits=self.limits,
             progress=incoming.progress,
             publish=incoming.show,
+            hurry=channel.within(self.limits.config_timeout_s),
         )
         incoming.begin(reception)
         try:
-            channel.send([ready("receive")])
+            channel.send([ready(self.word)])
         except ChannelError as error:
             log_end(reception.reject(error).progress)
             return

@@ -17,6 +17,7 @@ from xendpy.hypervisor.base import Hypervisor
 from xendpy.migration.handover import Journal
 from xendpy.migration.preflight import Check, Facts
 from xendpy.migration.progress import MigrationState
+from xendpy.migration.reception import DEFAULT_RECEIVE_LIMITS, ReceiveLimits
 from xendpy.relocation.handshake import error_reply
 from xendpy.relocation.incoming import Target, parse_opening, receive_from_xendpy
 from xendpy.relocation.operation import Incoming
@@ -58,6 +59,7 @@ class ReceiveFromXendpy:
     landings: Landings
     preflight: Callable[[DomainConfig, Facts, bool], list[Check]]
     release_timeout_s: float
+    limits: ReceiveLimits = DEFAULT_RECEIVE_LIMITS
 
     def __call__(self, incoming: Incoming) -> None:
         """Take one guest in. Raises nothing that a peer could cause."""
@@ -76,6 +78,7 @@ class ReceiveFromXendpy:
             began=incoming.begin,
             preflight=self.preflight,
             release_timeout_s=self.release_timeout_s,
+            limits=self.limits,
         )
         self.landings.enter(request.id, incoming)
         try:

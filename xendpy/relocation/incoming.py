@@ -21,7 +21,8 @@ from xendpy.migration.handover import Direction, Entry, Journal, Step
 from xendpy.migration.preflight import Check, Facts, failures
 from xendpy.migration.progress import MigrationProgress, MigrationState, log_begin, log_end
 from xendpy.migration.receive import drive
-from xendpy.relocation import frames
+from xendpy.migration.reception import DEFAULT_RECEIVE_LIMITS, ReceiveLimits
+from xendpy.relocation import frames, sums
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.frames import FrameType, ImageAborted, ImageSource
 from xendpy.relocation.resolve import drop, take_over
@@ -30,7 +31,7 @@ from xendpy.stream.xend import decode_body
 log = logging.getLogger(__name__)
 
 OPERATION = "xendpy-receive"
-FEATURES = ("v1",)
+FEATURES = ("v1", *sums.offered())
 _REQUEST = re.compile(
     rf"\({OPERATION} \(version (?P<version>\d+)\) \(id (?P<id>[0-9a-f]{{32}})\) "
     r"\(host-id (?P<host>[0-9a-f-]{36})\) \(features \((?P<features>[a-z0-9 -]*)\)\)\)"
@@ -79,6 +80,13 @@ def ready_line(own_host_id: str, request: Request) -> bytes:
     return f"(ready {OPERATION} (host-id {own_host_id}) (features ({names})))\n".encode()
 
 
+def agree(channel: Channel, opened: bytes, ready: bytes) -> None:
+    """Begin what both control lines say that both sides can do, on either side."""
+    features = re.search(rb"\(features \(([^()]*)\)\)", ready)
+    if features and sums.FEATURE.encode() in features[1].split():
+        channel.sums = sums.FrameSums(opened, ready)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """What one incoming migration needs of this host.
@@ -96,6 +104,7 @@ class Target:
     began: Callable[[Landing], None]
     preflight: Callable[[DomainConfig, Facts, bool], list[Check]]
     release_timeout_s: float = 300.0
+    limits: ReceiveLimits = DEFAULT_RECEIVE_LIMITS
 
 
 class Landing:
@@ -122,10 +131,14 @@ def receive_from_xendpy(channel: Channel, request: Request, target: Target) -> E
         MigrationError: no guest came in; the source still has it and was told why.
         ChannelError: the connection broke; the journal says what is to come of the guest.
     """
-    channel.send([ready_line(target.host_id, request)])
-    _, body = frames.recv_frame(channel, FrameType.PLAN)
-    plan = frames.parse_json(body)
-    _, raw = frames.recv_frame(channel, FrameType.CONFIG)
+    ready = ready_line(target.host_id, request)
+    channel.send([ready])
+    agree(channel, opening(request.id, request.host_id, request.features), ready)
+    limits = target.limits
+    with channel.within(limits.config_timeout_s):
+        _, body = frames.recv_frame(channel, FrameType.PLAN)
+        plan = frames.parse_json(body)
+        _, raw = frames.recv_frame(channel, FrameType.CONFIG, limit=limits.max_config_bytes)
     local = request.host_id == target.host_id
     config = _checked(channel, raw, plan, target, local=local)
     if plan.get("dry_run"):
@@ -159,7 +172,7 @@ def _checked(
     channel: Channel, raw: bytes, plan: dict[str, Any], target: Target, *, local: bool
 ) -> DomainConfig:
     try:
-        config = DomainConfig.parse(raw)
+        config = DomainConfig.parse(raw, max_depth=target.limits.max_sxp_depth)
     except XendError as error:
         frames.send_json(channel, FrameType.CHECKS, {"checks": []})
         raise _refuse(channel, f"the guest's configuration cannot be read: {error}") from error
@@ -196,7 +209,7 @@ def _take_image(channel: Channel, config: DomainConfig, entry: Entry, target: Ta
             landing = Landing(session)
             target.began(landing)
             frames.send_frame(channel, FrameType.RESERVED)
-            drive(decode_body(config.guest_type), recent, arrival)
+            drive(decode_body(config.guest_type, target.limits.stream(config)), recent, arrival)
             source.finish()
             landing.handing_over = True
             # A resolver that meanwhile said not-received makes the step fail.

@@ -7,7 +7,6 @@ save session in exactly one way, and the journal says so before it is done.
 from __future__ import annotations
 
 import contextlib
-import select
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -178,13 +177,9 @@ def _error_behind(channel: Channel) -> Err | None:
     return answer if isinstance(answer, Err) else None
 
 
-def _readable(channel: Channel) -> bool:
-    return bool(select.select([channel.fileno()], [], [], 0)[0])
-
-
 def _refused_meanwhile(channel: Channel) -> None:
     """Raise the peer's error if it has said one while we were sending."""
-    if not _readable(channel):
+    if not channel.readable():
         return
     told = _error_behind(channel)
     text = told.text if told else "the peer closed the connection in the middle of the stream"
@@ -252,7 +247,7 @@ def _send_image(transfer: Transfer) -> int:
 
     def write(pieces: Pieces) -> None:
         nonlocal count
-        if _readable(channel):
+        if channel.readable():
             _expect(channel, FrameType.RECEIVED, ERROR_TIMEOUT_S)
             raise HandshakeError("the peer said received in the middle of the image")
         count += frames.send_data(channel, pieces)
