@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from xendpy.migration.progress import MigrationProgress, MigrationState
+from xendpy.relocation import audit
 from xendpy.relocation.incoming import OPERATION as DIALOGUE
 from xendpy.relocation.operation import Incoming
 from xendpy.relocation.resolve import OPERATION as QUESTION
@@ -134,6 +135,22 @@ class Migrations:
         ways = [item.way for item in running]
         shown = ", ".join(_shown(item.progress) for item in running[:3])
         return f"{ways.count(Way.IN)} incoming, {ways.count(Way.OUT)} outgoing ({shown})"
+
+
+def audit_migration(migration: Migration) -> None:
+    """Write the audit line of a migration that ended."""
+    progress = migration.progress
+    audit.write(
+        "relocation",
+        direction=migration.way,
+        id=migration.id,
+        peer=progress.peer,
+        name=progress.name,
+        uuid=progress.uuid,
+        result=progress.state.value,
+        bytes=progress.bytes_done,
+        reason=progress.reason,
+    )
 
 
 def succeeded(migration: Migration) -> bool:

@@ -17,6 +17,7 @@ from xendpy.config import XendConfig
 from xendpy.control.watch import OutgoingWatch, total_pages
 from xendpy.errors import (
     ChannelError,
+    ConfigError,
     HandshakeError,
     MigrationAborted,
     MigrationError,
@@ -29,12 +30,14 @@ from xendpy.migration.handover import Direction, Entry, Journal, Step
 from xendpy.migration.preflight import Check, Status, gather_facts
 from xendpy.migration.progress import MigrationProgress, MigrationState
 from xendpy.migration.send import CancelToken, MigrationPlan
+from xendpy.paths import Paths
 from xendpy.relocation import frames, incoming, resolve
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.client import Peer, ask, connect, operations
 from xendpy.relocation.frames import FrameType
 from xendpy.relocation.handshake import Ready
 from xendpy.relocation.outgoing import Outcome, Transfer, send_to_xend, send_to_xendpy
+from xendpy.relocation.tls import client_context
 from xendpy.stream.legacy_dialect import DIALECTS, Dialect
 from xendpy.stream.legacy_encode import LegacyEncoder
 from xendpy.stream.xend import encode_envelope
@@ -67,13 +70,21 @@ def dialect(release: str) -> Dialect:
     return DIALECTS["4.4" if release == NEWEST_RELEASE else release]
 
 
-def choose_peer(config: XendConfig, name: str, *, port: int = 0, release: str = "") -> Peer:
-    """Return where `name` is: a row of the configuration, else whatever the resolver says."""
+def choose_peer(
+    config: XendConfig, name: str, *, port: int = 0, release: str = "", tls: bool | None = None
+) -> Peer:
+    """Return where `name` is: a row of the configuration, else whatever the resolver says.
+
+    `tls` None = as the configuration says. A row's port is that of the plain protocol.
+    """
     row = config.peer(name)
+    secure = tls if tls is not None else config.relocation_ssl or config.relocation_require_tls
+    usual = config.relocation_ssl_port if secure else (row and row.port) or config.relocation_port
     return Peer(
         name=name,
         address=row.address if row else name,
-        port=port or (row.port if row else 0) or config.relocation_port,
+        port=port or usual,
+        tls=secure,
         release=release or (row.release if row else NEWEST_RELEASE),
     )
 
@@ -87,11 +98,13 @@ class Dialler:
         journal: Journal,
         host_id: str,
         config: Callable[[], XendConfig],
+        paths: Paths,
     ) -> None:
         self._hypervisor = hypervisor
         self._journal = journal
         self._host_id = host_id
         self._config = config
+        self._paths = paths
 
     @property
     def host_name(self) -> str:
@@ -110,6 +123,7 @@ class Dialler:
                 peer=order.peer.name,
                 address=order.peer.address,
                 port=order.peer.port,
+                tls=order.peer.tls,
                 live=order.plan.live,
             )
         )
@@ -175,6 +189,8 @@ class Dialler:
 
     def _send_to_xend(self, outgoing: Outgoing, channel: Channel, source: PageSource) -> Outcome:
         order = outgoing.order
+        if order.peer.tls:
+            raise MigrationError(_no_verdict(order.peer))
         if is_test_guest(order.config):
             raise MigrationError(
                 f"{order.peer.name} is no xendpy host: a test guest can run nowhere else"
@@ -194,9 +210,11 @@ class Dialler:
 
     def _open(self, channel: Channel, entry_id: str) -> str:
         """Open xendpy's own protocol and return the peer's host-id."""
-        answer = ask(channel, incoming.opening(entry_id, self._host_id))
+        opening = incoming.opening(entry_id, self._host_id)
+        answer = ask(channel, opening)
         if not isinstance(answer, Ready) or answer.op != incoming.OPERATION:
             raise HandshakeError(f"the peer answered {answer}", peer=channel.peer)
+        incoming.agree(channel, opening, f"{answer.text}\n".encode("latin-1"))
         return resolve.field(answer.text, "host-id")
 
     def _plan(self, order: Order, *, dry_run: bool) -> dict[str, Any]:
@@ -229,7 +247,8 @@ class Dialler:
         config = self._config()
         address = config.relocation_address
         bind = address if address and address[0].isdigit() else ""
-        return connect(peer, bind_address=bind, stall_timeout_s=config.stall_timeout_s)
+        tls = client_context(config, self._paths) if peer.tls else None
+        return connect(peer, bind_address=bind, stall_timeout_s=config.stall_timeout_s, tls=tls)
 
     def look(self, order: Order, entry_id: str) -> list[Check]:
         """Return what preflight finds, on both sides, without sending anything."""
@@ -240,11 +259,15 @@ class Dialler:
                 checks.append(Check("port", Status.OK, f"{where} answers", "source"))
                 offered = operations(channel)
                 checks.append(Check("hosts-allow", Status.OK, "the peer lets this host in"))
+                if order.peer.tls:
+                    checks.append(Check("tls", Status.OK, "encrypted; the peer is who it says"))
                 if incoming.OPERATION not in offered:
                     return [*checks, *_about_xend(order, offered)]
                 self._open(channel, entry_id)
                 checks.append(Check("protocol", Status.OK, "the peer is a xendpy host"))
                 return [*checks, *self._ask_checks(channel, order)]
+        except ConfigError as error:
+            return [*checks, Check("tls", Status.FAILED, str(error), "source")]
         except ChannelError as error:
             return [*checks, Check("port", Status.FAILED, _told(error), "source")]
         except HandshakeError as error:
@@ -265,7 +288,7 @@ class Dialler:
             XendError: it cannot be reached, or answers something else.
         """
         config = self._config()
-        peer = choose_peer(config, entry.peer, port=entry.port)
+        peer = choose_peer(config, entry.peer, port=entry.port, tls=entry.tls)
         peer = replace(peer, address=entry.address or peer.address)
         with self._connect(peer) as channel:
             return resolve.ask_target(channel, entry, self._host_id)
@@ -276,10 +299,20 @@ def _about_xend(order: Order, offered: frozenset[str]) -> list[Check]:
     checks = [Check("protocol", Status.WARNING, f"the peer is a xend, spoken to as {release}")]
     if "receive" not in offered:
         checks.append(Check("protocol", Status.FAILED, "the peer receives no guests"))
+    if order.peer.tls:
+        checks.append(Check("protocol", Status.FAILED, _no_verdict(order.peer)))
     if is_test_guest(order.config):
         text = "a test guest can run on xendpy hosts only"
         checks.append(Check("guest", Status.FAILED, text, "source"))
     return checks
+
+
+def _no_verdict(peer: Peer) -> str:
+    return (
+        f"{peer.name} is no xendpy host: a xend that receives over TLS (sslreceive) cannot say"
+        " whether the guest arrived, so nothing is sent; migrate without --ssl, through a tunnel"
+        " if the network is not trusted"
+    )
 
 
 def _wake(channel: Channel, source: PageSource) -> None:
@@ -288,4 +321,6 @@ def _wake(channel: Channel, source: PageSource) -> None:
 
 
 def _told(error: Exception) -> str:
+    if isinstance(error, ConfigError):
+        return str(error)
     return str(getattr(error, "reason", error))

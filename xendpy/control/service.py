@@ -27,7 +27,8 @@ from xendpy.control.events import Event, EventKind
 from xendpy.control.guests import Guests
 from xendpy.control.lifecycle import Lifecycle
 from xendpy.control.managed import ManagedDomains
-from xendpy.control.migrations import Migration, Migrations, Way, succeeded
+from xendpy.control.metrics import Metrics, MetricsServer
+from xendpy.control.migrations import Migration, Migrations, Way, audit_migration, succeeded
 from xendpy.control.node import Host
 from xendpy.control.node_methods import NodeMethods
 from xendpy.control.notify import Notifier, forget
@@ -42,6 +43,8 @@ from xendpy.hypervisor.base import Hypervisor
 from xendpy.hypervisor.durable import Durable
 from xendpy.migration.handover import Journal
 from xendpy.paths import Paths
+from xendpy.relocation.admission import confirmed_name, full_name
+from xendpy.relocation.audit import Audit
 from xendpy.relocation.from_xendpy import Landings
 from xendpy.relocation.operation import Operation
 from xendpy.relocation.server import RelocationServer
@@ -125,7 +128,7 @@ class Service:
             self.guests,
             self._journal,
             self.migrations,
-            Dialler(hypervisor, self._journal, host_id, lambda: self._config),
+            Dialler(hypervisor, self._journal, host_id, lambda: self._config, self._paths),
             lambda: self._config,
         )
         self.guests.migrator = self.transfers
@@ -133,12 +136,24 @@ class Service:
         node = NodeMethods(self.guests, self.migrations, self._log_file)
         moves = TransferMethods(self.guests, self.migrations, self.transfers)
         methods = {**DomainMethods(self.guests).table(), **node.table(), **moves.table()}
-        self.rpc = RpcServer(Dispatcher(methods))
+        self.rpc = RpcServer(Dispatcher(methods), resolve=self._name_of)
+        self.metrics = Metrics(
+            running=self.migrations.running,
+            in_doubt=lambda: sum(entry.in_doubt for entry in self.transfers.open_entries()),
+            certificates=lambda: wiring.certificates(self._config, paths),
+        )
+        self.migrations.on_end(self.metrics.ended)
+        self.migrations.on_end(audit_migration)
         self.relocation = RelocationServer(
             wiring.relocation_settings(config, paths),
             self._operations(config),
             events=self.migrations,
+            audit=Audit(self.metrics.refused),
         )
+
+    def _name_of(self, address: str) -> str:
+        confirm = self._config.relocation_forward_confirm
+        return confirmed_name(address) if confirm else full_name(address)
 
     def _operations(self, config: XendConfig) -> Mapping[str, Operation]:
         hypervisor = self.guests.hypervisor
@@ -147,7 +162,8 @@ class Service:
         )
 
     async def _serve(self, ready: Callable[[], None]) -> None:
-        async with self.relocation, self.rpc:
+        served = MetricsServer(self._config.metrics_address, self.metrics)
+        async with self.relocation, self.rpc, served:
             await self._listen_rpc()
             with self._signals():
                 log.info("driver %s, ready", self.guests.hypervisor.name)

@@ -20,7 +20,7 @@ from xendpy.control.migrations import Migration, Migrations, Way
 from xendpy.control.migrator import MigrateRequest
 from xendpy.control.outbound import Dialler, Order, Outgoing, choose_peer
 from xendpy.control.ownership import Ownership
-from xendpy.errors import DomainError, MigrationError, Unsupported, XendError
+from xendpy.errors import DomainError, MigrationError, XendError
 from xendpy.guest.domain import Domain, DomainSummary
 from xendpy.migration.handover import Direction, Entry, Journal, Step, new_id
 from xendpy.migration.precopy import OnNoConvergence, PrecopyLimits
@@ -162,8 +162,6 @@ class Transfers:
     async def _begin(
         self, guest: DomainSummary, request: MigrateRequest, options: MigrateOptions
     ) -> tuple[Outgoing, asyncio.Task[Outcome]]:
-        if request.tls:
-            raise Unsupported("over sslreceive no verdict can come: this host does not send so")
         order = self._order(guest, request, options)
         outgoing = await self._guests.workers.quick(self._dialler.begin, new_id(), order)
         self._migrations.add(
@@ -189,7 +187,13 @@ class Transfers:
             bandwidth_bytes_per_s=options.bandwidth_bytes_per_s,
             verdict_timeout_s=config.verdict_timeout_s,
         )
-        peer = choose_peer(config, request.destination, port=request.port, release=options.release)
+        peer = choose_peer(
+            config,
+            request.destination,
+            port=request.port,
+            release=options.release,
+            tls=request.tls,
+        )
         sent = guest.config
         if request.node >= 0:
             sent = sent.with_values(node=request.node)

@@ -15,13 +15,15 @@ from xendpy.hypervisor.open import open_hypervisor
 from xendpy.hypervisor.testguest import TestGuestRunner
 from xendpy.migration.handover import Journal
 from xendpy.migration.preflight import Check, Facts, check_target
+from xendpy.migration.reception import ReceiveLimits
 from xendpy.paths import Paths
 from xendpy.relocation import incoming, resolve
-from xendpy.relocation.from_xend import ReceiveFromXend
+from xendpy.relocation.from_xend import RECEIVE, SSLRECEIVE, ReceiveFromXend
 from xendpy.relocation.from_xendpy import Landings, ReceiveFromXendpy, Resolve
 from xendpy.relocation.hosts import HostsAllow
 from xendpy.relocation.operation import Operation
 from xendpy.relocation.settings import RelocationSettings
+from xendpy.relocation.tls import named_file
 
 
 def driver(config: XendConfig, paths: Paths) -> Hypervisor:
@@ -54,8 +56,10 @@ def operations(
 ) -> Mapping[str, Operation]:
     """Return what a peer of the relocation port can ask for, by name."""
 
+    limits = ReceiveLimits.of(config)
+
     def preflight(guest: DomainConfig, facts: Facts, local: bool) -> list[Check]:
-        return check_target(
+        checks = check_target(
             guest,
             facts,
             hypervisor,
@@ -63,9 +67,11 @@ def operations(
             devices=hypervisor.name != "store",
             max_memory_mib=config.max_guest_memory,
         )
+        return [limits.guests.check(guest), *checks]
 
     return {
-        "receive": ReceiveFromXend.of(config, hypervisor),
+        RECEIVE: ReceiveFromXend.of(config, hypervisor),
+        SSLRECEIVE: ReceiveFromXend.of(config, hypervisor, SSLRECEIVE),
         incoming.OPERATION: ReceiveFromXendpy(
             hypervisor=hypervisor,
             journal=journal,
@@ -73,11 +79,18 @@ def operations(
             landings=landings,
             preflight=preflight,
             release_timeout_s=config.verdict_timeout_s,
+            limits=limits,
         ),
         resolve.OPERATION: Resolve(
             hypervisor=hypervisor, journal=journal, host_id=host_id, landings=landings
         ),
     }
+
+
+def certificates(config: XendConfig, paths: Paths) -> list[Path]:
+    """Return the certificate files that the TLS relocation port lives by."""
+    names = (config.relocation_ssl_cert, config.relocation_tls_ca)
+    return [named_file(name, paths) for name in names if name]
 
 
 def rpc_tls(config: XendConfig, paths: Paths) -> ssl.SSLContext | None:
@@ -94,12 +107,7 @@ def rpc_tls(config: XendConfig, paths: Paths) -> ssl.SSLContext | None:
         raise ConfigError("key and certificate must both be given", option=option)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(_file(certificate, paths), _file(key, paths))
-    except (OSError, ssl.SSLError) as error:
+        context.load_cert_chain(named_file(certificate, paths), named_file(key, paths), "")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot be used: {error}", option=option) from error
     return context
-
-
-def _file(name: str, paths: Paths) -> Path:
-    """Return a file that the configuration names; without a slash it is below /etc/xen."""
-    return paths.below(name) if "/" in name else paths.config_dir / name

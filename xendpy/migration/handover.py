@@ -98,6 +98,7 @@ class Entry:
     peer: str
     address: str = ""
     port: int = 0
+    tls: bool = False
     peer_host_id: str = ""  # empty: the peer is a xend, or has not said yet
     live: bool = False
     local: bool = False
@@ -243,8 +244,8 @@ class Journal:
     def moved_away(self, uuid: str, name: str = "") -> Entry | None:
         """Return the entry by which a guest left this host and did not come back.
 
-        A guest of the same name counts as well: a configuration file without a uuid is another
-        guest every time it is read, with the same disks.
+        With `name` a guest of that name counts as well: a configuration file without a uuid is
+        another guest every time it is read, with the same disks.
         """
         last: Entry | None = None
         for entry in self.entries():

@@ -25,6 +25,27 @@ def full_name(address: str) -> str:
     return socket.getfqdn(address)
 
 
+def confirmed(name: str, address: str) -> bool:
+    """Say whether the look-up of `name` gives `address`: whoever owns an address range can give
+    it any name in reverse DNS, and nobody but a name's owner the way back.
+    """
+    try:
+        found = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    return any(place[0] == address for *_, place in found)
+
+
+def confirmed_name(
+    address: str,
+    resolve: Callable[[str], str] = full_name,
+    confirm: Callable[[str, str], bool] = confirmed,
+) -> str:
+    """Return the peer's name if the look-up of that name confirms it, else the address."""
+    name = resolve(address)
+    return name if name != address and confirm(name, address) else address
+
+
 class Names:
     """Reverse look-ups that nobody has to wait for.
 

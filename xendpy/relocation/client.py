@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from xendpy.errors import ChannelError, HandshakeError
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.handshake import Err, Ok, Ready, parse_reply
+from xendpy.relocation.tls import check_name, shake_hands, wrap
 
 CONNECT_TIMEOUT_S = 30.0  # xend >= 3.3
 MAX_REPLY = 1024  # bytes; what xend 4.0 reads of an error
@@ -21,19 +24,30 @@ RELEASES = ("3.0", "3.1", "3.2", "3.4", "4.0", "4.1", "4.2+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """Where to dial: `name` is what the user typed, `release` the xend dialect to speak."""
+    """Where to dial: `name` is what the user typed, `release` the xend dialect to speak.
+
+    `tls`: over TLS, whose certificate must then be for `name` or `address`.
+    """
 
     name: str
     address: str
     port: int
     release: str = "4.2+"
+    tls: bool = False
 
 
-def connect(peer: Peer, *, bind_address: str = "", stall_timeout_s: float = 60.0) -> Channel:
-    """Connect to `peer`, from `bind_address` if one is given.
+def connect(
+    peer: Peer,
+    *,
+    bind_address: str = "",
+    stall_timeout_s: float = 60.0,
+    tls: ssl.SSLContext | None = None,
+) -> Channel:
+    """Connect to `peer`, from `bind_address` if one is given, over TLS if there is a context.
 
     Raises:
-        ChannelError: nobody answers there; the text is xend's `can't connect: ...`.
+        ChannelError: nobody answers there; the text is xend's `can't connect: ...`. Or it is not
+            who it should be.
     """
     source = (bind_address, 0) if bind_address else None
     try:
@@ -43,7 +57,27 @@ def connect(peer: Peer, *, bind_address: str = "", stall_timeout_s: float = 60.0
     except OSError as error:
         reason = error.strerror or str(error)
         raise ChannelError(f"can't connect: {reason} ({peer.address}:{peer.port})") from error
-    return Channel(sock, peer=f"{peer.address}:{peer.port}", stall_timeout_s=stall_timeout_s)
+    where = f"{peer.address}:{peer.port}"
+    if tls is not None:
+        sock = _secured(sock, tls, peer, where)
+    return Channel(sock, peer=where, stall_timeout_s=stall_timeout_s)
+
+
+def _secured(
+    sock: socket.socket, context: ssl.SSLContext, peer: Peer, where: str
+) -> ssl.SSLSocket:
+    with ExitStack() as undo:
+        undo.callback(sock.close)
+        try:
+            wrapped = wrap(sock, context, server_name=peer.name)
+        except (OSError, ValueError) as error:
+            raise ChannelError(f"TLS: {str(error).lower()}", peer=where) from error
+        undo.callback(wrapped.close)
+        identity = shake_hands(wrapped, CONNECT_TIMEOUT_S, where)
+        if context.verify_mode is not ssl.CERT_NONE:
+            check_name(identity, (peer.name, peer.address), where)
+        undo.pop_all()
+        return wrapped
 
 
 def ask(channel: Channel, line: bytes, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Ready | Ok:

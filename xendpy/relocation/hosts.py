@@ -8,6 +8,7 @@ peer's full name or its dotted address. An empty value lets everybody in.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xendpy.config import split_patterns
@@ -55,6 +56,12 @@ class HostsAllow:
         if rule is None and name:
             rule = self._match(name)
         return Verdict(rule is not None, rule or "")
+
+    def match_names(self, names: Iterable[str]) -> str | None:
+        """Return the pattern that one of a verified certificate's names lets in."""
+        if not self.patterns:
+            return ""
+        return next((rule for name in names if (rule := self._match(name)) is not None), None)
 
     def _match(self, text: str) -> str | None:
         for pattern, compiled in zip(self.patterns, self.compiled, strict=True):

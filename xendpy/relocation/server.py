@@ -10,21 +10,35 @@ import asyncio
 import itertools
 import logging
 import socket
+import ssl
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from xendpy.errors import RelocationError
+from xendpy.errors import ChannelError, ChannelTimeout, PeerRefused
 from xendpy.migration.reception import start
-from xendpy.relocation.admission import Counts, Muffler, Names, full_name
+from xendpy.relocation.admission import (
+    Counts,
+    Muffler,
+    Names,
+    confirmed,
+    confirmed_name,
+    full_name,
+)
+from xendpy.relocation.audit import Audit, Refusal
 from xendpy.relocation.channel import Channel
+from xendpy.relocation.from_xend import refuse as refuse_channel
+from xendpy.relocation.greeting import Greeting, turned_away
 from xendpy.relocation.handshake import Receive
-from xendpy.relocation.listen import listen_tcp, listen_unix, remove_unix
+from xendpy.relocation.listen_all import Listeners, places
 from xendpy.relocation.operation import Incoming, Operation, Operations
-from xendpy.relocation.server_peer import Peer, admit, converse, refuse
+from xendpy.relocation.server_peer import Admission, Peer, admit, converse, readable, refuse
 from xendpy.relocation.settings import RelocationSettings
+from xendpy.relocation.tls import TlsServer, wrap
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +64,23 @@ class RelocationServer:
         *,
         events: RelocationEvents,
         resolve: Callable[[str], str] = full_name,
+        confirm: Callable[[str, str], bool] = confirmed,
+        audit: Audit | None = None,
     ) -> None:
         self._settings = settings
         self._operations = operations
         self._events = events
-        self._names = Names(resolve)
+        self._audit = audit or Audit()
+        self._confirm = confirm
+        self._resolve = resolve
+        self._names = Names(self._name_of)
         self._workers = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="migration")
+        # Apart, so that peers that dawdle over a handshake keep no migration waiting.
+        self._greeters = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="tls")
         self._counts = Counts()
         self._muffler = Muffler()
         self._numbers = itertools.count(1)
-        self._listeners: list[socket.socket] = []
+        self._listeners = Listeners()
         self._accepting: set[asyncio.Task[None]] = set()
         self._peers: dict[asyncio.Task[None], Peer] = {}
         self._drains = 0
@@ -70,11 +91,7 @@ class RelocationServer:
         Raises:
             RelocationError: one cannot be opened; none is then.
         """
-        try:
-            self._listen()
-        except RelocationError:
-            self._stop_listening()
-            raise
+        self._listeners.open(self._settings)
         for listener in self._listeners:
             self._accepting.add(asyncio.create_task(self._accept(listener)))
         return self
@@ -89,24 +106,23 @@ class RelocationServer:
             await self.drain(0)
         finally:
             self._names.close()
-            self._workers.shutdown(wait=False)  # idle: every peer's task has awaited its own
+            for idle in (self._workers, self._greeters):  # every task has awaited its own
+                idle.shutdown(wait=False)
 
     @property
     def port(self) -> int:
-        """The TCP port that is listened on; 0 without one."""
-        for listener in self._listeners:
-            if listener.family == socket.AF_INET:
-                return int(listener.getsockname()[1])
-        return 0
+        """The plain TCP port that is listened on; 0 without one."""
+        return self._listeners.port
+
+    @property
+    def tls_port(self) -> int:
+        """The TLS port that is listened on; 0 without one."""
+        return self._listeners.tls_port
 
     def update(self, settings: RelocationSettings, operations: Operations) -> None:
         """Apply rules, limits and operations to peers that come from here on."""
         old = self._settings
-        if (old.listens, old.address, old.port) != (
-            settings.listens,
-            settings.address,
-            settings.port,
-        ):
+        if places(old) != places(settings):
             log.warning("another relocation address or port takes effect at the next start")
         self._settings = settings
         self._operations = operations
@@ -129,30 +145,13 @@ class RelocationServer:
         if self._peers:
             await asyncio.wait(list(self._peers))
 
-    def _listen(self) -> None:
-        settings = self._settings
-        if settings.listens:
-            self._listeners.append(listen_tcp(settings.address, settings.port))
-            log.info("listening on %s:%d", settings.address or "*", self.port)
-        if settings.unix_path is not None:
-            self._listeners.append(listen_unix(settings.unix_path))
-            log.info("listening on %s", settings.unix_path)
-
     async def _stop_accepting(self) -> None:
         for task in self._accepting:
             task.cancel()
         if self._accepting:
             await asyncio.wait(self._accepting)
         self._accepting.clear()
-        self._stop_listening()
-
-    def _stop_listening(self) -> None:
-        for listener in self._listeners:
-            path = listener.getsockname() if listener.family == socket.AF_UNIX else None
-            listener.close()
-            if path is not None:
-                remove_unix(Path(path))
-        self._listeners.clear()
+        self._listeners.close()
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -168,7 +167,8 @@ class RelocationServer:
             if listener.family == socket.AF_UNIX:
                 self._welcome(Peer(sock, "", "the local socket"))
             else:
-                self._welcome(Peer(sock, address[0], f"{address[0]}:{address[1]}"))
+                tls = self._settings.tls if self._listeners.is_tls(listener) else None
+                self._welcome(Peer(sock, address[0], f"{address[0]}:{address[1]}", tls))
 
     def _welcome(self, peer: Peer) -> None:
         settings = self._settings
@@ -180,6 +180,7 @@ class RelocationServer:
         if reason:
             peer.sock.close()
             self._warn("closed the connection of %s: %s", peer.label, reason)
+            self._audit.refused(peer.label, Refusal.CONNECTIONS, reason)
             return
         task = asyncio.create_task(self._serve(peer))
         self._peers[task] = peer
@@ -193,65 +194,126 @@ class RelocationServer:
 
     async def _serve(self, peer: Peer) -> None:
         try:
-            settings = self._settings
-            if await admit(peer, settings, self._names):
-                request = await converse(peer, self._operations, settings.control_timeout_s)
-                if request is not None:
-                    await self._operate(peer, request)
-        except TimeoutError:
-            log.info(
-                "closed the connection of %s: no operation within %g s",
-                peer.label,
-                self._settings.control_timeout_s,
-            )
-        except OSError as error:
+            request = await self._greet(peer)
+            if request is not None:
+                await self._operate(peer, request)
+        except (TimeoutError, ChannelTimeout):
+            reason = f"no operation within {self._settings.control_timeout_s:g} s"
+            log.info("closed the connection of %s: %s", peer.label, reason)
+            self._audit.refused(peer.label, Refusal.TIMEOUT, reason)
+        except PeerRefused as error:
+            log.warning("Rejected connection from %s: %s", peer.label, error.reason)
+            self._audit.refused(peer.label, Refusal(error.rule), error.reason)
+        except (OSError, ChannelError) as error:
             log.debug("the connection of %s broke: %s", peer.label, error)
         except Exception:
             log.exception("the connection of %s ended by a fault of this daemon", peer.label)
+
+    async def _greet(self, peer: Peer) -> Receive | None:
+        """Let the peer in, and return what it asks for; None if it goes instead.
+
+        Raises:
+            PeerRefused: it may not come in.
+            TimeoutError: it asks for nothing.
+        """
+        settings = self._settings
+        admission = await admit(peer, settings, self._names)
+        # A name in a certificate that the CA vouches for may still let it in.
+        if not admission.allowed and not (peer.tls and peer.tls.verifies):
+            raise turned_away(admission.name, settings.hosts_allow)
+        if peer.tls is None:
+            self._admitted(peer, admission)
+            return await converse(peer, self._operations, settings.control_timeout_s)
+        return await self._greet_over_tls(peer, peer.tls, admission)
+
+    async def _greet_over_tls(
+        self, peer: Peer, tls: TlsServer, admission: Admission
+    ) -> Receive | None:
+        settings = self._settings
+        until_s = time.monotonic() + settings.control_timeout_s
+        await readable(peer.sock, settings.control_timeout_s)
+        secured = wrap(peer.sock, tls.context)  # shakes no hands yet: that is the worker's
+        peer.sock = secured
+        greeting = Greeting(
+            sock=secured,
+            peer=peer.label,
+            ops=tuple(self._operations),
+            until_s=until_s,
+            verifies=tls.verifies,
+            admission=admission,
+            hosts_allow=settings.hosts_allow,
+            admitted=lambda name, rule: self._admitted(peer, Admission(True, rule, name)),
+        )
+        return await self._settle(self._greeters, greeting.run, greeting.abort)
+
+    def _admitted(self, peer: Peer, admission: Admission) -> None:
+        rule, name = admission.rule or "an empty hosts-allow", admission.name
+        log.info("admitted %s%s by %s", peer.label, f" ({name})" if name else "", rule)
+        version = peer.sock.version() if isinstance(peer.sock, ssl.SSLSocket) else ""
+        self._audit.admitted(peer.label, rule=admission.rule, name=name, tls=version or "")
+
+    def _name_of(self, address: str) -> str:
+        if self._settings.forward_confirm:
+            return confirmed_name(address, self._resolve, self._confirm)
+        return self._resolve(address)
 
     async def _operate(self, peer: Peer, request: Receive) -> None:
         running = sum(other.incoming is not None for other in self._peers.values())
         limit = min(self._settings.max_incoming, MAX_WORKERS)
         operation = self._operations.get(request.op)
         if operation is None or running >= limit:
-            await refuse(peer, f"{running} migrations are coming in, at most {limit} are taken")
+            text = f"{running} migrations are coming in, at most {limit} are taken"
+            self._audit.refused(peer.label, Refusal.INCOMING, text)
+            await self._refuse(peer, text)
             return
         incoming = self._incoming(peer, request)
         peer.incoming = incoming
         self._events.began(incoming)
         try:
-            await self._work(operation, incoming)
+            await self._settle(
+                self._workers,
+                lambda: _run(operation, incoming),
+                lambda: incoming.abort("shutdown"),
+            )
         finally:
             self._events.ended(incoming)
 
+    async def _refuse(self, peer: Peer, text: str) -> None:
+        if peer.tls is None:
+            await refuse(peer, text)
+            return
+        log.warning("refused %s: %s", peer.label, text)
+        channel = self._channel(peer, b"")
+        await self._settle(self._greeters, lambda: refuse_channel(channel, text), channel.abort)
+
     def _incoming(self, peer: Peer, request: Receive) -> Incoming:
-        peer.sock.setblocking(True)
         if peer.address:
             peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        channel = Channel(
-            peer.sock,
-            peer=peer.label,
-            prefix=request.leftover,
-            stall_timeout_s=self._settings.stall_timeout_s,
-        )
+        channel = self._channel(peer, request.leftover)
         number = str(next(self._numbers))
         return Incoming(number, channel, request, start(number, peer.label))
 
-    async def _work(self, operation: Operation, incoming: Incoming) -> None:
-        """Run the operation in a worker; a cancelled task aborts it, and still waits for it."""
-        loop = asyncio.get_running_loop()
-        worker = loop.run_in_executor(self._workers, _run, operation, incoming)
+    def _channel(self, peer: Peer, prefix: bytes) -> Channel:
+        peer.sock.setblocking(True)
+        stall_s = self._settings.stall_timeout_s
+        return Channel(peer.sock, peer=peer.label, prefix=prefix, stall_timeout_s=stall_s)
+
+    async def _settle(
+        self, pool: ThreadPoolExecutor, call: Callable[[], T], abort: Callable[[], None]
+    ) -> T:
+        """Run `call` in a worker; a cancelled task aborts it, and still waits for it."""
+        worker = asyncio.get_running_loop().run_in_executor(pool, call)
         cancelled = False
         while not worker.done():
             try:
                 await asyncio.wait([worker])
             except asyncio.CancelledError:
-                incoming.abort("shutdown")
+                abort()
                 cancelled = True
         if cancelled:
             worker.exception()
             raise asyncio.CancelledError
-        worker.result()
+        return worker.result()
 
     def _warn(self, text: str, *values: object) -> None:
         muffled = self._muffler.due(asyncio.get_running_loop().time())

@@ -17,6 +17,7 @@ from xendpy.relocation.from_xend import ACKNOWLEDGED_S
 from xendpy.relocation.handshake import Close, Handshake, Receive, Reply, refusal
 from xendpy.relocation.operation import Incoming, Operations
 from xendpy.relocation.settings import RelocationSettings
+from xendpy.relocation.tls import TlsServer
 
 log = logging.getLogger(__name__)
 
@@ -25,35 +26,38 @@ CONTROL_PIECE = 16384  # bytes; connection.py BUFFER_SIZE >= 4.0
 
 @dataclass(slots=True, eq=False)
 class Peer:
-    """One connection; `address` is '' on the local socket."""
+    """One connection; `address` is '' on the local socket.
+
+    `tls`: what its handshake is to be like, None on the other listeners.
+    """
 
     sock: socket.socket
     address: str
     label: str
+    tls: TlsServer | None = None
     incoming: Incoming | None = None
 
 
-async def admit(peer: Peer, settings: RelocationSettings, names: Names) -> bool:
-    """Return whether hosts-allow lets the peer in, and log why or why not."""
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What hosts-allow says of a peer whose look-up gave `name`."""
+
+    allowed: bool
+    rule: str
+    name: str = ""
+
+
+async def admit(peer: Peer, settings: RelocationSettings, names: Names) -> Admission:
+    """Return whether hosts-allow lets the peer in by its address or name."""
     if not peer.address:
-        return True
+        return Admission(True, "the local socket")
     hosts = settings.hosts_allow
     rule = hosts.match_address(peer.address)
     if rule is not None:
-        log.info("admitted %s by %s", peer.label, rule or "an empty hosts-allow")
-        return True
+        return Admission(True, rule)
     name = await _name_of(peer, names, settings.dns_timeout_s)
     verdict = hosts.decide(peer.address, name)
-    if verdict.allowed:
-        log.info("admitted %s (%s) by %s", peer.label, name, verdict.rule)
-        return True
-    log.warning(
-        "Rejected connection from %s (%s): it matches none of %s",
-        peer.address,
-        name,
-        " ".join(hosts.patterns),
-    )
-    return False
+    return Admission(verdict.allowed, verdict.rule, name)
 
 
 async def _name_of(peer: Peer, names: Names, timeout_s: float) -> str:
@@ -88,6 +92,22 @@ async def converse(peer: Peer, operations: Operations, timeout_s: float) -> Rece
                     case Receive():
                         return action
     return None
+
+
+async def readable(sock: socket.socket, timeout_s: float) -> None:
+    """Return when the peer has sent something, or has gone; a TLS handshake begins with it.
+
+    Raises:
+        TimeoutError: it did neither within `timeout_s`.
+    """
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    loop.add_reader(sock, came.set)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await came.wait()
+    finally:
+        loop.remove_reader(sock)
 
 
 async def refuse(peer: Peer, text: str) -> None:
