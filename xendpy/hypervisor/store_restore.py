@@ -29,6 +29,7 @@ from xendpy.hypervisor.storedir import (
     translated,
 )
 from xendpy.stream.records import End, Ending, Pages, Record, StreamStart, UnmappedPfns, Verify
+from xendpy.stream.staging import Staging
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,9 @@ class StoreRestore:
         self._on_whole = on_whole
         self._rounds = RoundCounter()
         self._unmapped: list[Pfns] = []
-        self._scratch: memoryview | None = None
-        self._scratch_room = bytearray()
+        self._staging = Staging()
+        self._staged: Sequence[memoryview] = ()
+        self._verifying = False
         self._cancelled = False
         self._settled = False
         path = image.path
@@ -89,25 +91,22 @@ class StoreRestore:
         return self._memory.allocated_pages * PAGE_SIZE
 
     def populate(self, batch: PageBatch) -> Sequence[memoryview]:
-        """Allocate the frames of `batch` and return views of them, or of scratch memory."""
+        """Return staging memory for `batch`; `apply` writes it to the guest's."""
         self._check()
-        pfns = batch.with_data()
-        if self._scratch is not None:
-            return self._scratch_views(pfns)
-        with translated("restore", self._directory):
-            return self._memory.views(pfns)
+        self._staged = self._staging.view(batch)
+        return self._staged
 
     def apply(self, record: Record) -> None:
         """Take one record in."""
         self._check()
         with translated("restore", self._directory):
             match record:
-                case Pages(batch) if self._scratch is not None:
+                case Pages(batch) if self._verifying:
                     self._compare(batch)
                 case Pages(batch):
                     self._arrived(batch)
                 case Verify():
-                    self._scratch = memoryview(self._scratch_room)
+                    self._verifying = True
                 case Ending():
                     self._rounds.ending()
                     self._count_rounds()
@@ -181,7 +180,7 @@ class StoreRestore:
 
     def _arrived(self, batch: PageBatch) -> None:
         pfns = batch.with_data()
-        zeros = self._memory.arrived(pfns) if len(pfns) else 0
+        zeros = self._memory.store(pfns, self._staged[0]) if len(pfns) else 0
         self._types.update(batch.pfns, batch.types)
         self._rounds.add(pfns)
         report = self.report
@@ -231,20 +230,14 @@ class StoreRestore:
         self._durable.sync(self._records, path / RECORDS)
         self._durable.sync_dir(path)
 
-    def _scratch_views(self, pfns: Pfns) -> list[memoryview]:
-        size = len(pfns) * PAGE_SIZE
-        if size > len(self._scratch_room):
-            self._scratch_room = bytearray(size)
-        self._scratch = memoryview(self._scratch_room)[:size]
-        return [self._scratch] if size else []
-
     def _compare(self, batch: PageBatch) -> None:
         pfns = batch.with_data()
-        came = np.frombuffer(self._scratch or b"", np.uint64).reshape(-1, PAGE_SIZE // 8)
+        data = self._staged[0] if len(pfns) else b""
+        came = np.frombuffer(data, np.uint64).reshape(-1, PAGE_SIZE // 8)
         known = pfns < self._memory.nr_pages
         differs = ~known
         stored = self._memory.pages.view(np.uint64)[pfns[known]]
-        differs[known] = (stored != came[: len(pfns)][known]).any(axis=1)
+        differs[known] = (stored != came[known]).any(axis=1)
         wrong = pfns[differs]
         report = self.report
         self.report = replace(
