@@ -31,6 +31,7 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	@$(RUN) -m tests.bench.bench_receive
+	@$(RUN) -m tests.bench.bench_live
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
