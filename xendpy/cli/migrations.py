@@ -40,10 +40,15 @@ def _list(xm: Invocation, _: Sequence[str]) -> int:
     rows = xm.call("xendpy.migrations")
     pending = xm.call("xendpy.handovers")
     print(COLUMNS.format(*TITLES))
-    for entry in xm.call("xendpy.handovers", True):
+    closed = xm.call("xendpy.handovers", True)
+    for entry in closed:
         if not any(_same(entry, row) for row in rows):
             print(_entry_line(entry))
+    settled = {entry["id"]: entry for entry in closed if entry["direction"] == "out"}
     for row in rows:
+        if str(row.get("reason")).startswith("in doubt") and row["id"] in settled:
+            entry = settled[row["id"]]
+            row = {**row, "state": entry["result"], "reason": entry["reason"]}
         print(row_line(row))
         if row.get("reason"):
             print(f"    {row['reason']}")
@@ -102,7 +107,7 @@ def advice(entry: Struct) -> Iterator[str]:
         yield f"Look on {peer} first (`xm list`): is {name} there?"
         gone, there = "keep", "discard"
     if entry.get("reason"):
-        yield f"What happened: {entry['reason']}"
+        yield f"What happened: {entry['reason'].removeprefix(f'{peer} may or may not run it: ')}"
     yield f"If not, it is this host's:   xm migrations settle {short} {gone}"
     yield f"If so, drop the copy here:   xm migrations settle {short} {there}"
 
