@@ -15,6 +15,7 @@ from xendpy.hypervisor.base import Capabilities
 from xendpy.hypervisor.store import StoreHypervisor
 from xendpy.migration.reception import ReceiveLimits
 from xendpy.paths import Paths
+from xendpy.relocation.audit import Audit
 from xendpy.relocation.from_xend import ReceiveFromXend
 from xendpy.relocation.hosts import HostsAllow
 from xendpy.relocation.operation import Incoming
@@ -42,6 +43,7 @@ class Recorded:
 
     begun: list[Incoming] = field(default_factory=list)
     ended_ones: list[Incoming] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def began(self, incoming: Incoming) -> None:
@@ -50,6 +52,10 @@ class Recorded:
 
     def ended(self, incoming: Incoming) -> None:
         self.ended_ones.append(incoming)
+        self._tell()
+
+    def refuse(self, reason: str) -> None:
+        self.refused.append(reason)
         self._tell()
 
     def _tell(self) -> None:
@@ -96,6 +102,7 @@ async def receiving(
     *,
     hosts_allow: str = "",
     resolve: Callable[[str], str] = lambda address: address,
+    confirm: Callable[[str, str], bool] = lambda name, address: True,
     limits: ReceiveLimits | None = None,
     eof_timeout_s: float = 20.0,
     **settings: Any,
@@ -106,13 +113,18 @@ async def receiving(
         operation = ReceiveFromXend(
             hypervisor=store, limits=limits or ReceiveLimits(), eof_timeout_s=eof_timeout_s
         )
+        operations = {"receive": operation}
+        if settings.get("tls"):
+            operations["sslreceive"] = replace(operation, word="sslreceive")
         wanted = {"listens": True, "address": "127.0.0.1", "port": 0, **settings}
         events = Recorded()
         async with RelocationServer(
             RelocationSettings(hosts_allow=HostsAllow.parse(hosts_allow), **wanted),
-            {"receive": operation},
+            operations,
             events=events,
             resolve=resolve,
+            confirm=confirm,
+            audit=Audit(events.refuse),
         ) as server:
             yield Host(server, store, events)
     finally:

@@ -38,9 +38,9 @@ class Admitted(Protocol):
 
 
 def turned_away(name: str, hosts_allow: HostsAllow) -> PeerRefused:
-    """Return what is said of a peer that no pattern lets in."""
-    text = f"({name}) matches none of {' '.join(hosts_allow.patterns)}"
-    return PeerRefused(text, rule=Refusal.HOSTS_ALLOW)
+    """Return what is said of a peer called `name` that no pattern lets in."""
+    text = f"it matches none of {' '.join(hosts_allow.patterns)}"
+    return PeerRefused(text, peer=name, rule=Refusal.HOSTS_ALLOW)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class Greeting:
         except ChannelTimeout:
             raise
         except ChannelError as error:
-            raise PeerRefused(error.reason, peer=self.peer, rule=Refusal.TLS) from error
+            raise PeerRefused(error.reason, rule=Refusal.TLS) from error
 
     def _admit(self, identity: Identity) -> None:
         if self.admission.allowed:
@@ -125,4 +125,4 @@ class Greeting:
             return
         text = f"{op} over TLS needs TLS 1.3 and a certificate that this host can verify"
         refuse(self._channel, text)
-        raise PeerRefused(text, peer=self.peer, rule=Refusal.TLS)
+        raise PeerRefused(text, peer=" ".join(identity.names), rule=Refusal.TLS)

@@ -26,7 +26,7 @@ HOST_LIFE = timedelta(days=365)
 RENEW_BEFORE = timedelta(days=60)
 BACKDATED = timedelta(hours=1)  # hosts' clocks differ
 CA = "ca"
-_HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,62}\.?)*")
+_HOST = re.compile(r"(?!.{254})[A-Za-z0-9][A-Za-z0-9-]{0,62}(\.[A-Za-z0-9][A-Za-z0-9-]{0,62})*")
 
 PrivateKey = ec.EllipticCurvePrivateKey
 

@@ -202,8 +202,9 @@ class RelocationServer:
             log.info("closed the connection of %s: %s", peer.label, reason)
             self._audit.refused(peer.label, Refusal.TIMEOUT, reason)
         except PeerRefused as error:
-            log.warning("Rejected connection from %s: %s", peer.label, error.reason)
-            self._audit.refused(peer.label, Refusal(error.rule), error.reason)
+            name = f" ({error.peer})" if error.peer else ""
+            log.warning("Rejected connection from %s%s: %s", peer.label, name, error.reason)
+            self._audit.refused(peer.label, Refusal(error.rule), error.reason, name=error.peer)
         except (OSError, ChannelError) as error:
             log.debug("the connection of %s broke: %s", peer.label, error)
         except Exception:
