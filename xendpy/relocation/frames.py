@@ -15,7 +15,7 @@ Where both have the feature `xxh3`, digests go with each frame; see sums.py.
     DATA ...  the image            FAILED    text: give up, the guest is yours
     IMAGE_END u64 image bytes      RECEIVED  whole and durable; never run before RELEASED
     RELEASED  it is yours          RUNNING   JSON: when it was unpaused
-    FORGOTTEN my copy is gone
+    FORGOTTEN my copy is gone      CLOSED    nobody needs to remember the migration
     ABORT     text: the guest stays with me
 
 After a broken connection the source redials and asks with the ops of `resolve.py`.
@@ -57,6 +57,7 @@ class FrameType(IntEnum):
     FAILED = 19
     RECEIVED = 20
     RUNNING = 21
+    CLOSED = 22
 
 
 class Wire(Protocol):

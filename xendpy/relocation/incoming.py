@@ -265,4 +265,6 @@ def _hand_over(channel: Channel, arrived: _Arrived, target: Target) -> Entry:
     log_end(arrival.close(MigrationState.DONE), arrival.downtime())
     with channel.deadline(target.release_timeout_s):
         frames.recv_frame(channel, FrameType.FORGOTTEN)
-    return target.journal.advance(entry.id, Direction.IN, Step.CLOSED)
+    entry = target.journal.advance(entry.id, Direction.IN, Step.CLOSED)
+    _try_send(channel, FrameType.CLOSED, "")
+    return entry

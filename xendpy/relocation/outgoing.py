@@ -219,8 +219,9 @@ def send_to_xendpy(transfer: Transfer, plan: dict[str, Any]) -> Outcome:
     transfer.watcher.running_there(frames.parse_json(report) if report else {})
     transfer.advance(Step.MOVED)
     transfer.source.relinquish()
-    with contextlib.suppress(XendError):  # the resolver says it again
+    with contextlib.suppress(XendError):  # the resolver says it again, until it is heard
         frames.send_frame(channel, FrameType.FORGOTTEN)
+        _expect(channel, FrameType.CLOSED, transfer.plan.verdict_timeout_s)
         transfer.advance(Step.CLOSED)
     return Outcome.MOVED
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from xendpy.errors import DomainStateError, HandshakeError, MigrationError
+from xendpy.guest.domain import DomainState
 from xendpy.hypervisor.base import Hypervisor
 from xendpy.migration.handover import Direction, Entry, Journal, Step
 from xendpy.relocation.channel import Channel
@@ -26,6 +27,7 @@ from xendpy.relocation.client import ask
 log = logging.getLogger(__name__)
 
 OPERATION = "xendpy-resolve"
+ENDED = (DomainState.SHUTDOWN, DomainState.CRASHED)
 STEPS = (Step.RELEASED, Step.KEPT, Step.MOVED)
 _FIELD = re.compile(r"\((id|host-id|step|state) ([A-Za-z0-9-]+)\)")
 
@@ -127,9 +129,14 @@ def take_over(entry: Entry, journal: Journal, hypervisor: Hypervisor) -> Entry:
     """Make a received guest this host's own, and let it run where the driver can run it.
 
     Raises:
-        MigrationError: somebody else settled the migration.
+        MigrationError: somebody else settled the migration, or the guest was lost here before it
+            ran: then its source is told that nothing was received.
         HypervisorError: the guest is ours and could not be unpaused.
     """
+    if entry.step is Step.RECEIVED and not _is_whole(entry, hypervisor):
+        reason = "its memory was lost here before it was handed over"
+        drop(entry, journal, hypervisor, reason)
+        raise MigrationError(f"{entry.name}: {reason}", migration_id=entry.id)
     entry = journal.advance(entry.id, Direction.IN, Step.OWNED)
     domain = hypervisor.arrival(entry.id)
     if domain is not None:
@@ -138,6 +145,14 @@ def take_over(entry: Entry, journal: Journal, hypervisor: Hypervisor) -> Entry:
         except DomainStateError as error:
             log.info("migration %s: %s stays paused: %s", entry.id, entry.name, error)
     return journal.advance(entry.id, Direction.IN, Step.RUNNING)
+
+
+def _is_whole(entry: Entry, hypervisor: Hypervisor) -> bool:
+    """Whether the guest that came is still what was received: its process, if any, may be gone."""
+    domain = hypervisor.arrival(entry.id)
+    return domain is not None and any(
+        guest.domid == domain.domid and guest.state not in ENDED for guest in hypervisor.domains()
+    )
 
 
 def drop(entry: Entry, journal: Journal, hypervisor: Hypervisor, reason: str) -> Entry:
