@@ -1,4 +1,4 @@
-# make demo | test | bench | clean          (needs: python3 >= 3.11, python3-venv, make)
+# make demo | test | bench | soak | clean          (needs: python3 >= 3.11, python3-venv, make)
 # make install | uninstall  [DESTDIR=] [WHEELS=DIR]
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV   := .venv
 STAMP  := $(VENV)/.stamp
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo test bench clean wheels install uninstall
+.PHONY: demo test bench soak clean wheels install uninstall
 .DEFAULT_GOAL := test
 
 # A virtual environment that another interpreter made, or one that has since gone, is made anew.
@@ -32,6 +32,10 @@ test: $(STAMP)
 bench: $(STAMP)
 	@$(RUN) -m tests.bench.bench_receive
 	@$(RUN) -m tests.bench.bench_live
+
+# Breaks every step of a hand-over; SOAK_SECONDS= bounds it.
+soak: $(STAMP)
+	$(RUN) -m pytest -m slow tests/soak
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
