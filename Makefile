@@ -1,4 +1,4 @@
-# make demo | test | bench | soak | clean          (needs: python3 >= 3.11, python3-venv, make)
+# make demo | test | bench | soak | fuzz | clean          (needs: python3 >= 3.11, python3-venv, make)
 # make install | uninstall  [DESTDIR=] [WHEELS=DIR]
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV   := .venv
 STAMP  := $(VENV)/.stamp
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo test bench soak clean wheels install uninstall
+.PHONY: demo test bench soak fuzz clean wheels install uninstall
 .DEFAULT_GOAL := test
 
 # A virtual environment that another interpreter made, or one that has since gone, is made anew.
@@ -36,6 +36,12 @@ bench: $(STAMP)
 # Breaks every step of a hand-over; SOAK_SECONDS= bounds it.
 soak: $(STAMP)
 	$(RUN) -m pytest -m slow tests/soak
+
+# Each parser of a stranger's bytes, by atheris, so many seconds each.
+FUZZ_SECONDS ?= 60
+fuzz: $(STAMP)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check '.[fuzz]'
+	@nice -n 10 $(RUN) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -130,16 +131,20 @@ def disk_paths(config: DomainConfig) -> list[str]:
 def disk_identity(path: str) -> dict[str, int]:
     """Return what is the same on every host that sees this disk; empty if it cannot be opened.
 
-    A file on a network file system keeps its inode number and size, a shared LUN its size.
+    A file on a network file system keeps its inode number and size, a shared LUN its size. The
+    path may be a peer's: only files and block devices are opened, for a pipe would block, and
+    some character devices act on being opened.
     """
     try:
-        with open(path, "rb") as disk:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            return {}
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as disk:
             size = disk.seek(0, os.SEEK_END)
-            status = os.fstat(disk.fileno())
-    except OSError:
+            inode = os.fstat(disk.fileno()).st_ino
+    except (OSError, ValueError):
         return {}
-    regular = status.st_mode & 0o170000 == 0o100000
-    return {"size": size, "inode": status.st_ino} if regular else {"size": size}
+    return {"size": size, "inode": inode} if stat.S_ISREG(mode) else {"size": size}
 
 
 def bridges(config: DomainConfig) -> list[str]:

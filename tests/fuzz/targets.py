@@ -1,0 +1,255 @@
+"""What is fuzzed: each parser of bytes that a stranger chooses, and seeds for it.
+
+A target takes any bytes and returns; what the parser refuses with an error of ours is fine, any
+other exception is a find. `Bounded` fails on steps that ask for more memory than the limits say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests import modern, streams
+from tests.drive import drive_bytes
+from tests.relocation_tape import Tape
+from xendpy import sxp
+from xendpy.control.libvirt import domain_xml, xdr
+from xendpy.control.xmlrpc import decode_call
+from xendpy.errors import DomainNotFound, HandshakeError, XendError
+from xendpy.guest.domain import Domain, DomainConfig, GuestType
+from xendpy.guest.pages import PAGE_SIZE, PageBatch, runs
+from xendpy.hypervisor.base import Capabilities
+from xendpy.migration.preflight import Facts, check_target
+from xendpy.migration.reception import ReceiveLimits
+from xendpy.relocation import frames, incoming, resolve
+from xendpy.relocation.frames import FrameType, ImageSource
+from xendpy.relocation.handshake import Handshake, Receive, parse_reply
+from xendpy.relocation.sums import FrameSums
+from xendpy.stream import libxc, libxl
+from xendpy.stream.xend import decode_body, read_envelope
+
+CORPUS = Path(__file__).parent / "corpus"
+BATCH_LIMIT = 128 << 20  # bytes of guest memory that one record may announce
+_SCRATCH = memoryview(bytearray(1 << 20))
+LIMITS = ReceiveLimits()
+
+
+class Bounded:
+    """A guest without memory of its own: pages land in scratch, as far as they fit."""
+
+    def populate(self, batch: PageBatch) -> Sequence[memoryview]:
+        pfns = batch.with_data()
+        assert len(pfns) * PAGE_SIZE <= BATCH_LIMIT, f"{len(pfns)} pages in one batch"
+        lengths = (runs(pfns)[1] * PAGE_SIZE).tolist()
+        return [self._view(length) for length in lengths]
+
+    def apply(self, record: Any) -> None:
+        assert record is not None
+
+    def _view(self, length: int) -> memoryview:
+        return _SCRATCH[:length] if length <= len(_SCRATCH) else memoryview(bytearray(length))
+
+
+def fuzz_sxp(data: bytes) -> None:
+    forms, _ = sxp.parse_forms(data.decode("latin-1"))
+    for form in forms:
+        again = sxp.parse_one(sxp.encode(form.value) + b"\n")
+        assert again == form.value, f"{form.value!r} came back as {again!r}"
+
+
+def fuzz_control(data: bytes) -> None:
+    size = 1 + (data[0] if data else 0)
+    handshake = Handshake(ops=("receive", incoming.OPERATION, resolve.OPERATION))
+    for start in range(0, len(data), size):
+        actions = handshake.feed(data[start : start + size])
+        for action in actions:
+            if isinstance(action, Receive):
+                with suppress(HandshakeError):
+                    incoming.parse_opening(sxp.show(action.value))
+                return
+    parse_reply(data)
+
+
+def fuzz_relocation(data: bytes) -> None:
+    envelope, used = drive_bytes(read_envelope(LIMITS.max_config_bytes), data, Bounded())
+    config = DomainConfig.parse(envelope.config_bytes, max_depth=LIMITS.max_sxp_depth)
+    config.devices()
+    drive_bytes(decode_body(config.guest_type, LIMITS.stream(config)), data[used:], Bounded())
+
+
+def fuzz_legacy_pv(data: bytes) -> None:
+    drive_bytes(decode_body(GuestType.PV), data, Bounded())
+
+
+def fuzz_legacy_hvm(data: bytes) -> None:
+    drive_bytes(decode_body(GuestType.HVM), data, Bounded())
+
+
+def fuzz_libxc(data: bytes) -> None:
+    drive_bytes(libxc.decode(), data, Bounded())
+
+
+def fuzz_libxl(data: bytes) -> None:
+    if data[:1] == b"X":
+        _, used = drive_bytes(libxl.read_xl_header(), data, Bounded())
+        data = data[used:]
+    drive_bytes(libxl.decode(), data, Bounded())
+
+
+class _Host:
+    # As much of a driver as preflight asks for; nothing of the host's own disks is looked at.
+    name = "store"
+
+    def find(self, key: str) -> Domain:
+        raise DomainNotFound(key)
+
+    def capabilities(self) -> Capabilities:
+        return _CAPABILITIES
+
+
+_CAPABILITIES = Capabilities(
+    guest_types=frozenset(GuestType),
+    page_access=True,
+    live_save=False,
+    runs_guests=False,
+    free_memory_bytes=1 << 34,
+    total_memory_bytes=1 << 34,
+)
+
+
+def fuzz_frames(data: bytes) -> None:
+    """Our own protocol, as a target hears it; the first byte says whether with digests."""
+    tape = Tape(data[1:])
+    if data[:1] == b"\x01":
+        tape.sums = FrameSums(b"a\n", b"b\n")
+    plan = frames.parse_json(frames.recv_frame(tape, FrameType.PLAN)[1])
+    _, raw = frames.recv_frame(tape, FrameType.CONFIG, limit=LIMITS.max_config_bytes)
+    config = DomainConfig.parse(raw)
+    facts = Facts.parse(plan.get("facts"))
+    check_target(config, facts, _Host(), devices=False)  # type: ignore[arg-type]  # see _Host
+    source = ImageSource(tape)
+    with suppress(frames.ImageAborted):
+        source.recv_rest(1 << 20)
+        source.finish()
+
+
+def fuzz_xmlrpc(data: bytes) -> None:
+    decode_call(data)
+
+
+def fuzz_libvirt(data: bytes) -> None:
+    """Arguments of calls, taken apart in an order that the first bytes choose."""
+    reader = xdr.Reader(data[8:])
+    kinds: list[Callable[[], object]] = [
+        reader.i32, reader.u64, reader.string, reader.opt_string, reader.uuid, reader.domain,
+        reader.domains, reader.volume,
+    ]  # fmt: skip
+    for choice in data[:8]:
+        kinds[choice % len(kinds)]()
+    reader.end()
+
+
+def fuzz_libvirt_xml(data: bytes) -> None:
+    domain_xml.from_xml(data.decode("utf-8", "replace"))
+
+
+def _config(*, hvm: bool = False) -> bytes:
+    return streams.config(hvm=hvm)
+
+
+def _frames_seed() -> bytes:
+    tape = Tape()
+    facts = {"host": "a", "clock_s": 1.5, "uptime_s": 3, "disks": {"/d": {"size": 1}}}
+    frames.send_json(tape, FrameType.PLAN, {"live": True, "dry_run": False, "facts": facts})
+    frames.send_frame(tape, FrameType.CONFIG, _config())
+    frames.send_data(tape, [b"image"])
+    frames.send_frame(tape, FrameType.IMAGE_END, frames.IMAGE_BYTES.pack(5))
+    return tape.sent
+
+
+_CALL = b"<?xml version='1.0'?><methodCall><methodName>xend.domain.migrate</methodName><params>%s"
+_VALUE = (
+    b"<param><value><struct><member><name>a</name><value><int>1</int></value></member></struct>"
+)
+_XML = b"<domain type='xen'><name>a</name><memory>1</memory><os><type>linux</type></os></domain>"
+_SMALL = {"p2m_size": 8, "rounds": (streams.entries(range(4)),)}
+
+
+def _relocation(*, hvm: bool = False) -> bytes:
+    image = streams.hvm_image((streams.entries(range(3)),)) if hvm else streams.pv_image(**_SMALL)  # type: ignore[arg-type]  # keywords of several kinds
+    return streams.envelope(_config(hvm=hvm)) + image.wire
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function to call with any bytes, and inputs to begin from."""
+
+    call: Callable[[bytes], None]
+    seeds: Callable[[], list[bytes]]
+
+    def run(self, data: bytes) -> bool:
+        """Return whether the parser took it; anything but an error of ours is a find."""
+        try:
+            self.call(data)
+        except XendError as error:
+            assert str(error)
+            return False
+        return True
+
+
+TARGETS: Mapping[str, Target] = {
+    "sxp": Target(fuzz_sxp, lambda: [_config(), _config(hvm=True), rb"(a 'b\x41\'' #c" + b"\n1)"]),
+    "control": Target(
+        fuzz_control,
+        lambda: [
+            b"help\nreceive\nLinux", b"(receive (live 1))\n", b"(err (type T) (value 'a b'))\n",
+            incoming.opening("ab" * 16, "6f3e2a1c-94d1-0c5b-2d57-3b1f0a6c9e10"),
+        ],
+    ),
+    "relocation": Target(fuzz_relocation, lambda: [_relocation(), _relocation(hvm=True)]),
+    "legacy-pv": Target(
+        fuzz_legacy_pv,
+        lambda: [
+            streams.pv_image(**_SMALL, release=release).wire  # type: ignore[arg-type]  # keywords of several kinds
+            for release in ("3.1", "4.4")
+        ],
+    ),
+    "legacy-hvm": Target(
+        fuzz_legacy_hvm, lambda: [streams.hvm_image((streams.entries(range(3)),)).wire]
+    ),
+    "libxc": Target(
+        fuzz_libxc,
+        lambda: [modern.pv_image(p2m_size=8), modern.hvm_image((streams.entries(range(3)),))],
+    ),
+    "libxl": Target(
+        fuzz_libxl,
+        lambda: [
+            modern.libxl_stream(modern.pv_image(p2m_size=8)),
+            modern.xl_header(b"{}\0") + modern.libxl_stream(modern.pv_image(p2m_size=8)),
+        ],
+    ),
+    "frames": Target(
+        fuzz_frames,
+        lambda: [
+            b"\0" + _frames_seed(),
+            b"\0" + _frames_seed().replace(b"1.5", b"1e999"[:3]),
+            b"\0" + frames.FRAME.pack(FrameType.PLAN, 4) + json.dumps([[]]).encode(),
+        ],
+    ),
+    "xmlrpc": Target(
+        fuzz_xmlrpc,
+        lambda: [_CALL % (_VALUE + b"</value></param>") + b"</params></methodCall>"],
+    ),
+    "libvirt": Target(fuzz_libvirt, lambda: [bytes(8) + bytes(32), b"\2\3\4" + bytes(60)]),
+    "libvirt-xml": Target(fuzz_libvirt_xml, lambda: [_XML]),
+}  # fmt: skip
+
+
+def inputs(name: str) -> list[bytes]:
+    """Return the seeds of a target, and what fuzzing once found."""
+    found = sorted((CORPUS / name).glob("*"))
+    return [*TARGETS[name].seeds(), *(path.read_bytes() for path in found)]
