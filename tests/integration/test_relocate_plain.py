@@ -16,6 +16,9 @@ from tests import recorded
 from tests.peers.relocation_host import Host, converse, read_all, receiving
 from tests.peers.xend import RELEASES, Background, Report, Sender
 from tests.streams import config, entries, envelope, hvm_image, pv_image, vcpu_info
+from xendpy.control.ownership import Ownership
+from xendpy.control.workers import Workers
+from xendpy.migration.handover import Step
 from xendpy.migration.progress import MigrationState
 from xendpy.migration.reception import ReceiveLimits
 from xendpy.relocation.channel import unacknowledged
@@ -239,6 +242,25 @@ async def test_guest_stays_paused_while_the_sender_stays(tmp_path: Path) -> None
             await host.ended()
         assert [guest.name for guest in host.store.domains()] == ["web1"]
         assert host.store.unpaused == []
+        (entry,) = host.journal.open_entries()
+        assert (entry.name, entry.step, entry.in_doubt) == ("web1", Step.RECEIVED, True)
+
+
+@pytest.mark.parametrize(("choice", "runs"), [("keep", ["web1"]), ("discard", [])])
+async def test_an_operator_settles_whose_guest_it_is(
+    tmp_path: Path, choice: str, runs: list[str]
+) -> None:
+    async with receiving(tmp_path, eof_timeout_s=0.05) as host:
+        with await asyncio.to_thread(host.connect) as sock:
+            await asyncio.to_thread(sock.sendall, b"receive\n" + _pv())
+            await host.ended()
+        workers = Workers()
+        ownership = Ownership(host.store, host.journal, workers)
+        await ownership.settle(host.journal.open_entries()[0], choice)
+        workers.close()
+        assert host.store.unpaused == runs
+        assert len(host.store.domains()) == len(runs)
+        assert host.journal.open_entries() == []
 
 
 async def test_bytes_after_a_pv_guest_are_an_anomaly(

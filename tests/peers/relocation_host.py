@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,9 @@ from typing import Any
 
 from xendpy.guest.domain import Domain
 from xendpy.hypervisor.base import Capabilities
+from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.store import StoreHypervisor
+from xendpy.migration.handover import Journal
 from xendpy.migration.reception import ReceiveLimits
 from xendpy.paths import Paths
 from xendpy.relocation.audit import Audit
@@ -77,6 +80,7 @@ class Host:
     server: RelocationServer
     store: RunningStore
     events: Recorded
+    journal: Journal
 
     @property
     def address(self) -> tuple[str, int]:
@@ -110,8 +114,12 @@ async def receiving(
     """Run a host below `root`; `settings` are those of RelocationSettings."""
     store = RunningStore(Paths(root))
     try:
+        journal = Journal(Paths(root).state_dir / "migrations", Durable(), time.time)
         operation = ReceiveFromXend(
-            hypervisor=store, limits=limits or ReceiveLimits(), eof_timeout_s=eof_timeout_s
+            hypervisor=store,
+            journal=journal,
+            limits=limits or ReceiveLimits(),
+            eof_timeout_s=eof_timeout_s,
         )
         operations = {"receive": operation}
         if settings.get("tls"):
@@ -126,7 +134,7 @@ async def receiving(
             confirm=confirm,
             audit=Audit(events.refuse),
         ) as server:
-            yield Host(server, store, events)
+            yield Host(server, store, events, journal)
     finally:
         store.close()
 

@@ -121,6 +121,8 @@ class Ownership:
             take_over(entry, self._journal, self._hypervisor)
         else:
             drop(entry, self._journal, self._hypervisor, "settled: discard")
+        if not entry.peer_host_id:  # a xend will never ask
+            self._journal.advance(entry.id, Direction.IN, Step.CLOSED)
 
     def refuse_in_doubt(self, uuid: str, name: str, verb: str) -> None:
         """Refuse to touch a guest that another host may own.

@@ -13,6 +13,7 @@ from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor.base import Hypervisor
 from xendpy.hypervisor.open import open_hypervisor
 from xendpy.hypervisor.testguest import TestGuestRunner
+from xendpy.hypervisor.xlrules import GuestRules
 from xendpy.migration.handover import Journal
 from xendpy.migration.preflight import Check, Facts, check_target
 from xendpy.migration.reception import ReceiveLimits
@@ -34,7 +35,8 @@ def driver(config: XendConfig, paths: Paths) -> Hypervisor:
     """
     host_name = config.host_name or os.uname().nodename
     runner = TestGuestRunner(paths.run_dir, host_name=host_name)
-    return open_hypervisor(config.hypervisor, paths, runner=runner)
+    rules = GuestRules.of(config)
+    return open_hypervisor(config.hypervisor, paths, runner=runner, rules=rules)
 
 
 def relocation_settings(config: XendConfig, paths: Paths) -> RelocationSettings:
@@ -70,8 +72,8 @@ def operations(
         return [limits.guests.check(guest), *checks]
 
     return {
-        RECEIVE: ReceiveFromXend.of(config, hypervisor),
-        SSLRECEIVE: ReceiveFromXend.of(config, hypervisor, SSLRECEIVE),
+        RECEIVE: ReceiveFromXend.of(config, hypervisor, journal),
+        SSLRECEIVE: ReceiveFromXend.of(config, hypervisor, journal, SSLRECEIVE),
         incoming.OPERATION: ReceiveFromXendpy(
             hypervisor=hypervisor,
             journal=journal,

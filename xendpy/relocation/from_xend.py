@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from xendpy.config import XendConfig
 from xendpy.errors import ChannelAborted, ChannelError, StreamError, XendError
 from xendpy.hypervisor.base import Hypervisor
+from xendpy.migration.handover import Direction, Entry, Journal, Step, new_id
 from xendpy.migration.progress import log_end
 from xendpy.migration.reception import Received, ReceiveLimits, Reception
 from xendpy.relocation.channel import Channel, EofKind
@@ -45,6 +46,7 @@ class ReceiveFromXend:
     """
 
     hypervisor: Hypervisor
+    journal: Journal
     limits: ReceiveLimits
     eof_timeout_s: float
     unpause_delay_s: float = 0.0
@@ -52,12 +54,13 @@ class ReceiveFromXend:
 
     @classmethod
     def of(
-        cls, config: XendConfig, hypervisor: Hypervisor, word: str = RECEIVE
+        cls, config: XendConfig, hypervisor: Hypervisor, journal: Journal, word: str = RECEIVE
     ) -> ReceiveFromXend:
         """Return the operation as the configuration file wants it."""
         return cls(
             word=word,
             hypervisor=hypervisor,
+            journal=journal,
             limits=ReceiveLimits.of(config),
             eof_timeout_s=config.eof_timeout_s,
             unpause_delay_s=config.unpause_delay_s,
@@ -90,22 +93,39 @@ class ReceiveFromXend:
 
     def _take_over(self, incoming: Incoming, received: Received) -> None:
         """Say `(ok)`, wait until the sender has let go, and let the guest run."""
-        name = received.config.name
         try:
             _say_ok(incoming.channel)
             gone = wait_gone(incoming.channel, self.eof_timeout_s)
         except ChannelAborted:
             gone = False
         if not gone:
-            log.warning(
-                "%s stays paused: %s has not closed its connection, its copy may still be there",
-                name,
-                incoming.channel.peer,
-            )
+            self._doubt(incoming.channel.peer, received)
             return
         # xend >= 4.1 closes just before it destroys its copy.
         incoming.wait_stopped(self.unpause_delay_s)
         self._unpause(received)
+
+    def _doubt(self, peer: str, received: Received) -> None:
+        """Journal that the sender may still have its copy: an operator settles it."""
+        config = received.config
+        entry = self.journal.begin(
+            Entry(
+                id=new_id(),
+                direction=Direction.IN,
+                step=Step.RECEIVED,
+                name=config.name,
+                uuid=config.uuid,
+                peer=peer,
+                reason="the sender has not closed its connection, its copy may still be there",
+            )
+        )
+        log.warning(
+            "%s stays paused: %s (%s); look there, then `xm migrations settle %s keep|discard`",
+            config.name,
+            entry.reason,
+            peer,
+            entry.id[:8],
+        )
 
     def _unpause(self, received: Received) -> None:
         if not self.hypervisor.capabilities().runs_guests:

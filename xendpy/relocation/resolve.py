@@ -17,8 +17,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from xendpy.errors import DomainStateError, HandshakeError, MigrationError
-from xendpy.guest.domain import DomainState
+from xendpy.errors import DomainNotFound, DomainStateError, HandshakeError, MigrationError
+from xendpy.guest.domain import Domain, DomainState
 from xendpy.hypervisor.base import Hypervisor
 from xendpy.migration.handover import Direction, Entry, Journal, Step
 from xendpy.relocation.channel import Channel
@@ -138,7 +138,7 @@ def take_over(entry: Entry, journal: Journal, hypervisor: Hypervisor) -> Entry:
         drop(entry, journal, hypervisor, reason)
         raise MigrationError(f"{entry.name}: {reason}", migration_id=entry.id)
     entry = journal.advance(entry.id, Direction.IN, Step.OWNED)
-    domain = hypervisor.arrival(entry.id)
+    domain = arrived(entry, hypervisor)
     if domain is not None:
         try:
             hypervisor.unpause(domain)
@@ -149,7 +149,7 @@ def take_over(entry: Entry, journal: Journal, hypervisor: Hypervisor) -> Entry:
 
 def _is_whole(entry: Entry, hypervisor: Hypervisor) -> bool:
     """Whether the guest that came is still what was received: its process, if any, may be gone."""
-    domain = hypervisor.arrival(entry.id)
+    domain = arrived(entry, hypervisor)
     return domain is not None and any(
         guest.domid == domain.domid and guest.state not in ENDED for guest in hypervisor.domains()
     )
@@ -158,7 +158,20 @@ def _is_whole(entry: Entry, hypervisor: Hypervisor) -> bool:
 def drop(entry: Entry, journal: Journal, hypervisor: Hypervisor, reason: str) -> Entry:
     """Drop a received guest that another host owns; the tombstone comes first."""
     entry = journal.advance(entry.id, Direction.IN, Step.NOT_RECEIVED, reason=reason)
-    domain = hypervisor.arrival(entry.id)
+    domain = arrived(entry, hypervisor)
     if domain is not None:
         hypervisor.destroy(domain)
     return entry
+
+
+def arrived(entry: Entry, hypervisor: Hypervisor) -> Domain | None:
+    """Return the guest that came in by a migration, if it is still here.
+
+    One from a xend has no migration id: its uuid was free when it came.
+    """
+    if entry.peer_host_id:
+        return hypervisor.arrival(entry.id)
+    try:
+        return hypervisor.find(entry.uuid)
+    except DomainNotFound:
+        return None
