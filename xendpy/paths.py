@@ -61,6 +61,10 @@ class Paths:
         return self.run_dir / "xmlrpc.sock"
 
     @property
+    def libvirt_dir(self) -> Path:
+        return self.below("run/libvirt")
+
+    @property
     def pid_file(self) -> Path:
         return self.below("var/run/xend.pid")
 

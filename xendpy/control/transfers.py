@@ -210,6 +210,24 @@ class Transfers:
             self._migrations.end(Way.OUT, outgoing.entry.id)
             self._wanted.set()
 
+    async def outcome(self, migration_id: str) -> Outcome:
+        """Wait for a migration under way; who stops waiting does not stop it.
+
+        Raises:
+            MigrationError: it failed, or there is none with that id under way.
+        """
+        running = self._running.get(migration_id)
+        if running is None:
+            raise MigrationError(f"no migration {migration_id} is under way")
+        return await asyncio.shield(running[1])
+
+    def hurry(self, uuid: str) -> bool:
+        """Have a guest's migration stop it after this iteration; False if none is under way."""
+        found = [out for out, _ in self._running.values() if out.entry.uuid == uuid]
+        for outgoing in found:
+            outgoing.cancel.hurried = True
+        return bool(found)
+
     def cancel(self, migration_id: str, by: str) -> bool:
         """Cancel a migration under way; False if it is being handed over, or over.
 

@@ -127,12 +127,18 @@ class PrecopyCancelled(Exception):
 
 
 def precopy(
-    source: PageSource, limits: PrecopyLimits, clock: Callable[[], float], *, live: bool
+    source: PageSource,
+    limits: PrecopyLimits,
+    clock: Callable[[], float],
+    *,
+    live: bool,
+    hurried: Callable[[], bool] = lambda: False,
 ) -> Iterator[Pages | Round | Suspended]:
     """Yield the guest's pages, iteration by iteration, and what happened between them.
 
     A `Pages` must be consumed before the next item is asked for: its views die then. After the
-    last item the guest stands still and `source.closing()` may be sent. Offline (`live` false,
+    last item the guest stands still and `source.closing()` may be sent. `hurried` is asked after
+    each iteration: somebody wants it over with, whatever is left. Offline (`live` false,
     or a guest at rest): the guest is suspended first and everything is sent once.
 
     Raises:
@@ -174,6 +180,8 @@ def precopy(
             last=False,
         )
         verdict = decide(stats, limits)
+        if verdict.decision is Decision.CONTINUE_PRECOPY and hurried():
+            verdict = Verdict(Decision.STOP_AND_COPY, False, "told to finish")
         if verdict.decision is Decision.ABORT:
             raise PrecopyCancelled(verdict.reason)
         if verdict.decision is Decision.STOP_AND_COPY:

@@ -59,6 +59,8 @@ class CancelToken:
         self._sealed = False
         self._wake: Callable[[], None] | None = None
         self.by = ""
+        # Somebody wants it over with: after this iteration the guest is stopped.
+        self.hurried = False
 
     def on_cancel(self, wake: Callable[[], None]) -> None:
         """Have `wake` called, from the canceller's thread, so that a blocked write returns."""
@@ -150,7 +152,13 @@ class Sender:
         for record in self.source.opening():
             self._send(record, pacer)
         live = self.plan.live and self.source.live
-        for item in precopy(self.source, self.plan.limits, self.clock, live=live):
+        for item in precopy(
+            self.source,
+            self.plan.limits,
+            self.clock,
+            live=live,
+            hurried=lambda: self.cancel.hurried,
+        ):
             self.cancel.check()
             match item:
                 case Pages():
