@@ -30,8 +30,7 @@ test: $(STAMP)
 	$(RUN) -m pytest
 
 bench: $(STAMP)
-	@$(RUN) -m tests.bench.bench_receive
-	@$(RUN) -m tests.bench.bench_live
+	@$(RUN) -m tests.bench
 
 # Breaks every step of a hand-over; SOAK_SECONDS= bounds it.
 soak: $(STAMP)
