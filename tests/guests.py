@@ -60,8 +60,11 @@ def closing(unmapped: Iterable[int] = ()) -> list[Record]:
         LastCheckpoint(),
         UnmappedPfns(u64(*unmapped)),
         VcpuContext(0, VcpuContextKind.BASIC, b"\2" * 5168),
+        VcpuContext(0, VcpuContextKind.EXTENDED, b"\4" * 128),
         VcpuContext(0, VcpuContextKind.XSAVE, b"\3" * 1008, xfeature_mask=7),
-        VcpuContext(1, VcpuContextKind.EXTENDED, b"\4" * 128),
+        VcpuContext(1, VcpuContextKind.BASIC, b"\6" * 5168),
+        VcpuContext(1, VcpuContextKind.EXTENDED, b"\7" * 128),
+        VcpuContext(1, VcpuContextKind.XSAVE, b"\3" * 1008, xfeature_mask=7),
         SharedInfo(b"\5" * 4096),
     ]
 

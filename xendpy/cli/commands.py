@@ -127,6 +127,14 @@ OWN_COMMANDS = (
         offline="extract",
         own=True,
     ),
+    Command(
+        name="convert",
+        args="<CheckpointFile> <File> [options]",
+        help="Write a save file of a xend as one for xl restore, or back; needs no daemon.",
+        group="xendpy",
+        offline="convert",
+        own=True,
+    ),
 )
 
 HELP = Command(name="help", args="", help="Print this message.", group="help")

@@ -12,6 +12,7 @@ from typing import BinaryIO, Protocol
 
 from xendpy.guest.domain import Domain, DomainConfig, DomainSummary, GuestType
 from xendpy.guest.pages import DirtyBitmap, PageBatch, Pfns
+from xendpy.stream.libxl import XlHeader
 from xendpy.stream.records import Pages, Record
 
 
@@ -136,6 +137,10 @@ class RecordSource(SaveSession, Protocol):
 
     @property
     def config(self) -> DomainConfig: ...
+
+    def header(self) -> XlHeader:
+        """Return what the toolstack's own format has before the records."""
+        ...
 
     def records(self) -> Iterator[Record]:
         """Yield every record of the image, first to last."""

@@ -2,24 +2,63 @@
 
 from __future__ import annotations
 
-from xendpy.errors import HypervisorUnavailable
+from pathlib import Path
+
+from xendpy.errors import HypervisorError, HypervisorUnavailable
 from xendpy.hypervisor.base import Hypervisor
 from xendpy.hypervisor.runner import GuestRunner
 from xendpy.hypervisor.store import StoreHypervisor
+from xendpy.hypervisor.xl import XlHypervisor
+from xendpy.hypervisor.xlrules import GuestRules
+from xendpy.hypervisor.xltool import XlTool
 from xendpy.paths import Paths
 
 KINDS = ("auto", "store", "xl")
 
 
-def open_hypervisor(kind: str, paths: Paths, *, runner: GuestRunner | None = None) -> Hypervisor:
-    """Open the driver `kind`, one of KINDS; `runner` executes guests of the embedded store.
+XEN_CAPABILITIES = Path("/proc/xen/capabilities")
+
+
+def open_hypervisor(
+    kind: str,
+    paths: Paths,
+    *,
+    runner: GuestRunner | None = None,
+    rules: GuestRules | None = None,
+) -> Hypervisor:
+    """Open the driver `kind`, one of KINDS.
+
+    `runner` executes guests of the embedded store; `rules` are for what comes in to a Xen.
 
     Raises:
         HypervisorUnavailable: it cannot be used on this host, or another daemon uses its state.
     """
-    match kind:
-        case "store" | "auto":
-            return StoreHypervisor(paths, runner=runner)
-        case "xl":
-            raise HypervisorUnavailable("there is no Xen on this host: no xl to work with")
-    raise ValueError(f"unknown hypervisor {kind!r}, expected one of {', '.join(KINDS)}")
+    if kind not in KINDS:
+        raise ValueError(f"unknown hypervisor {kind!r}, expected one of {', '.join(KINDS)}")
+    if kind == "auto":
+        kind = "xl" if has_xl() else "store"
+    if kind == "store":
+        return StoreHypervisor(paths, runner=runner)
+    if not _is_control_domain():
+        raise HypervisorUnavailable(
+            f"there is no Xen on this host: {XEN_CAPABILITIES} does not say control_d"
+        )
+    return XlHypervisor(paths, rules=rules)
+
+
+def has_xl() -> bool:
+    """Say whether this is the control domain of a Xen whose xl answers."""
+    if not _is_control_domain():
+        return False
+    try:
+        XlTool().run(["info"])
+    except HypervisorError:
+        return False
+    return True
+
+
+def _is_control_domain() -> bool:
+    try:
+        return "control_d" in XEN_CAPABILITIES.read_text().split()
+    except OSError:
+        return False

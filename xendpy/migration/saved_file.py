@@ -1,4 +1,4 @@
-"""Save files: `xm save` writes one, `xm restore` reads one, ours or any xend's.
+"""Save files: `xm save` writes one, `xm restore` reads one, ours, any xend's or xl's.
 
 Source: XendCheckpoint.py, Xen 3.0.3 - 4.4: the envelope, then the legacy libxc stream. Blocking;
 runs in a worker thread.
@@ -12,13 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from xendpy.errors import HypervisorError, MigrationAborted, OutOfMemory
+from xendpy.errors import HypervisorError, MigrationAborted, OutOfMemory, UnsupportedStream
 from xendpy.guest.domain import Domain, DomainConfig
-from xendpy.hypervisor.base import Hypervisor
+from xendpy.hypervisor.base import Hypervisor, PageSource, RecordSource
+from xendpy.hypervisor.xlsxp import parse_json
 from xendpy.migration.receive import FileSource, NoGuest, drive
-from xendpy.migration.save import SaveReport, save
+from xendpy.migration.save import SaveReport, has_pages, save
+from xendpy.migration.send import Encoder
+from xendpy.stream import libxl
 from xendpy.stream.legacy_dialect import LATEST_XEND
 from xendpy.stream.legacy_encode import LegacyEncoder
+from xendpy.stream.libxl import LibxlEncoder, encode_xl_header, read_xl_header
+from xendpy.stream.sniff import FileKind, kind_of
+from xendpy.stream.steps import Steps
 from xendpy.stream.xend import decode_body, encode_envelope, read_envelope
 
 IOV_MAX = 1024  # Linux's UIO_MAXIOV
@@ -84,10 +90,10 @@ def save_file(
     with hypervisor.save(domain) as source:
         cancel.on_cancel(source.cancel)
         try:
-            with _new_file(path) as fd:
+            with new_file(path) as fd:
                 sink = FileSink(fd)
-                encoder = LegacyEncoder(LATEST_XEND, source.config.guest_type)
-                sink.write([encode_envelope(source.config)])
+                head, encoder = native_format(source)
+                sink.write([head])
                 report = save(source, encoder, sink, check=cancel.check)
         except BaseException:
             source.resume()
@@ -97,6 +103,19 @@ def save_file(
         else:
             source.relinquish()
     return report
+
+
+def native_format(source: PageSource | RecordSource) -> tuple[bytes, Encoder]:
+    """Return what goes before a guest's records in a file, and what writes them.
+
+    xend's format where we write the guest ourselves; a toolstack's own where it does, so that
+    it can restore the file without us, and nothing of its state is lost.
+    """
+    guest_type = source.config.guest_type
+    if has_pages(source):
+        return encode_envelope(source.config), LegacyEncoder(LATEST_XEND, guest_type)
+    head = encode_xl_header(source.header())  # type: ignore[union-attr]  # TypeGuard: one way only
+    return head, LibxlEncoder(guest_type, is_converted=False)
 
 
 def restore_file(
@@ -115,20 +134,35 @@ def restore_file(
         StreamError: it is not a save file, or a damaged one.
         DomainExists: name or uuid is taken.
     """
-    with _existing_file(path) as fd:
+    with existing_file(path) as fd:
         source = FileSource(fd)
-        envelope = drive(read_envelope(), source, NoGuest())
-        config = DomainConfig.parse(envelope.config_bytes)
+        config, image = _read_head(fd, source)
         check(config)
-        with hypervisor.restore(config) as session:
+        # A driver that keeps a copy of what it is sent needs none of a file.
+        opened = getattr(hypervisor, "restore_saved", hypervisor.restore)(config)
+        with opened as session:
             cancel.on_cancel(session.cancel)
-            drive(decode_body(config.guest_type), source, session)
+            drive(image, source, session)
             cancel.check()
             return session.complete()
 
 
+def _read_head(fd: int, source: FileSource) -> tuple[DomainConfig, Steps[None]]:
+    """Return the configuration and the decoder of the image behind it: xend's, or xl's."""
+    if kind_of(os.pread(fd, 64, 0)) is not FileKind.XL:
+        envelope = drive(read_envelope(), source, NoGuest())
+        config = DomainConfig.parse(envelope.config_bytes)
+        return config, decode_body(config.guest_type)
+    header = drive(read_xl_header(), source, NoGuest())
+    if not (header.is_json and header.is_v2):
+        raise UnsupportedStream("a save file of Xen 4.5 and before")
+    config = parse_json(header.config)
+    return config, libxl.decode(config.guest_type)
+
+
 @contextmanager
-def _existing_file(path: Path) -> Iterator[int]:
+def existing_file(path: Path) -> Iterator[int]:
+    """Give a file, open for reading; what fails inside is told of the file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -142,7 +176,7 @@ def _existing_file(path: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[int]:
+def new_file(path: Path) -> Iterator[int]:
     """Give a file that becomes `path` when the block ends well, and vanishes when it does not.
 
     Memory holds secrets: only the owner reads it.

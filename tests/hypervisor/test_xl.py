@@ -1,0 +1,433 @@
+import os
+import threading
+
+import pytest
+
+from tests.guests import (
+    OTHER_UUID,
+    batch,
+    closing,
+    guest,
+    opening,
+    send_all,
+    send_guest,
+    send_pages,
+    span,
+    u64,
+)
+from tests.hypervisor.contract import GuestContract, say_all
+from tests.peers.fake_xl import FakeXl
+from xendpy.errors import (
+    DomainError,
+    DomainExists,
+    DomainStateError,
+    HypervisorError,
+    HypervisorUnavailable,
+    OutOfMemory,
+    ToolstackError,
+    Unsupported,
+    XendError,
+)
+from xendpy.guest.domain import DomainConfig, DomainState
+from xendpy.guest.pages import PageType
+from xendpy.hypervisor import open as opening_module
+from xendpy.hypervisor.open import open_hypervisor
+from xendpy.hypervisor.xl import XlHypervisor
+from xendpy.hypervisor.xlrules import GuestRules
+from xendpy.migration.receive import BytesSource
+from xendpy.migration.reception import Kept, Received, ReceiveLimits, Reception, start
+from xendpy.migration.saved_file import Cancel, restore_file, save_file
+from xendpy.paths import Paths
+from xendpy.stream.records import End, Ending, Pages, PvInfo, StreamStart
+
+
+@pytest.fixture
+def xl():
+    return FakeXl()
+
+
+def driver(tmp_path, xl, **rules):
+    said = {"guest_paths": ("/boot",), "exists": lambda path: True, **rules}
+    return XlHypervisor(Paths(tmp_path), tool=xl, rules=GuestRules(**said))
+
+
+@pytest.fixture
+def hypervisor(tmp_path, xl):
+    opened = driver(tmp_path, xl)
+    yield opened
+    opened.close()
+
+
+def incoming(tmp_path):
+    return sorted(path.name for path in (tmp_path / "var/lib/xend/incoming").glob("*"))
+
+
+class TestContract(GuestContract):
+    @pytest.mark.parametrize("config", [guest("other"), guest(uuid=OTHER_UUID), guest()])
+    def test_a_guest_on_its_way_in_has_its_name_and_uuid(self, hypervisor, config):
+        with hypervisor.restore(guest()):
+            text = "Domain 'web01' is on its way in already"
+            with pytest.raises(DomainExists, match=text), hypervisor.restore(config):
+                raise AssertionError("let in")
+
+    @pytest.mark.parametrize("first", ["live"])
+    @pytest.mark.parametrize(
+        ("config", "text"),
+        [
+            (guest("other"), "Domain 'other' already exists with ID '1'"),
+            (guest(uuid=OTHER_UUID), "VM name 'web01' already exists as domain 1"),
+        ],
+    )
+    def test_a_clash_is_refused_before_a_page(self, hypervisor, config, text, first):
+        super().test_a_clash_is_refused_before_a_page(hypervisor, config, text, first)
+
+
+def restored(hypervisor, config=None, **more):
+    with hypervisor.restore(config or guest(), **more) as session:
+        send_guest(session, span(0, 32))
+        return session.complete()
+
+
+def test_records_come_out_as_they_went_in(hypervisor):
+    domain = restored(hypervisor)
+    pages = {}
+    with hypervisor.save(domain) as source:
+        names = []
+        for record in source.records():
+            if isinstance(record, Pages):
+                data = b"".join(bytes(view) for view in record.views)
+                for index, pfn in enumerate(record.batch.with_data().tolist()):
+                    pages[pfn] = data[index * 4096]
+            elif type(record).__name__ not in names:
+                names.append(type(record).__name__)
+        source.resume()
+    assert pages == dict.fromkeys(range(32), 1)
+    assert names == [
+        "StreamStart", "PvInfo", "StaticDataEnd", "P2mFrames", "TscInfo", "VcpuContext",
+        "SharedInfo", "End",
+    ]  # fmt: skip
+    assert source.config == guest()
+    assert hypervisor.find(domain.name) == domain
+
+
+def test_a_cancelled_session_fails_soon(hypervisor):
+    with hypervisor.restore(guest()) as session:
+        session.cancel()
+        with pytest.raises(XendError, match="cancelled"):
+            session.populate(batch(u64(1)))
+    domain = restored(hypervisor)
+    with hypervisor.save(domain) as source:
+        source.cancel()
+        with pytest.raises(XendError, match="cancelled"):
+            next(source.records())
+
+
+def test_a_save_that_is_left_early_lets_the_guest_go_on(hypervisor, xl):
+    domain = restored(hypervisor)
+    hypervisor.unpause(domain)
+    xl.guests[0].stream = xl.guests[0].stream[:-8] + bytes(4 << 20) + xl.guests[0].stream[-8:]
+    with pytest.raises(KeyError), hypervisor.save(domain) as source:
+        next(source.records())
+        raise KeyError
+    (summary,) = hypervisor.domains()
+    assert summary.state is DomainState.BLOCKED
+    assert summary.note == ""
+
+
+def test_a_checkpointed_guest_goes_on(hypervisor):
+    domain = restored(hypervisor)
+    hypervisor.unpause(domain)
+    with hypervisor.save(domain) as source:
+        say_all(source)
+        assert hypervisor.domains()[0].state is DomainState.PAUSED
+        source.resume()
+    assert hypervisor.domains()[0].state is DomainState.BLOCKED
+
+
+def test_a_paused_guest_that_was_saved_is_paused_again(hypervisor):
+    domain = restored(hypervisor)
+    with hypervisor.save(domain) as source:
+        say_all(source)
+        source.resume()
+    assert hypervisor.domains()[0].state is DomainState.PAUSED
+
+
+def test_a_held_guest_cannot_be_unpaused_also_after_a_restart(hypervisor, tmp_path, xl):
+    domain = restored(hypervisor)
+    hypervisor.unpause(domain)
+    with hypervisor.save(domain) as source:
+        say_all(source)
+        source.hold("et-virt08 may own it")
+    hypervisor.close()
+    again = driver(tmp_path, xl)
+    with pytest.raises(DomainStateError, match="et-virt08 may own it"):
+        again.unpause(domain)
+    again.release_hold(domain)
+    assert again.domains()[0].state is DomainState.BLOCKED
+    again.close()
+
+
+def test_a_restarted_daemon_gives_back_what_a_save_left_paused(hypervisor, tmp_path, xl):
+    domain = restored(hypervisor)
+    hypervisor.unpause(domain)
+    save = hypervisor.save(domain)
+    say_all(save.__enter__())
+    hypervisor.close()  # the daemon ends here
+    again = driver(tmp_path, xl)
+    assert again.domains()[0].state is DomainState.PAUSED
+    again.release_hold(domain)
+    assert again.domains()[0].state is DomainState.BLOCKED
+    again.close()
+
+
+def test_a_localhost_migration_has_two_guests_of_one_uuid(hypervisor):
+    domain = restored(hypervisor)
+    with hypervisor.save(domain, migration_id="a" * 32) as source:
+        say_all(source)
+        copy = restored(hypervisor, migration_id="a" * 32)
+        assert copy.name == "web01--incoming"
+        assert hypervisor.arrival("a" * 32) == copy
+        hypervisor.unpause(copy)
+        names = [item.name for item in hypervisor.domains()]
+        assert names == ["web01--migratedaway", "web01"]
+        source.relinquish()
+    (summary,) = hypervisor.domains()
+    assert (summary.domid, summary.name) == (copy.domid, "web01")
+    assert hypervisor.arrival("b" * 32) is None
+
+
+def test_too_large_a_guest_is_refused(hypervisor, xl):
+    xl.free_mib = 10
+    with pytest.raises(OutOfMemory, match="18 MiB, the hypervisor has 10 MiB free"):
+        restored(hypervisor)
+
+
+REFUSALS = [
+    (
+        "32-bit",
+        "(device (vbd (protocol x86_32-abi) (dev xvda:disk) (uname phy:x)))",
+        "is not below",
+    ),
+    ("pci", "(device (pci (dev (slot 0x0))))", "pci device cannot be taken along"),
+    ("disk", "(device (vbd (dev xvda:disk) (uname file:/etc/shadow)))", "disk /etc/shadow is not"),
+    ("dots", "(device (vbd (dev xvda:disk) (uname file:/boot/../etc/shadow)))", "is not below"),
+    ("driver", "(device (vbd (dev xvda:disk) (uname phy:x) (backend stor)))", "backend stor"),
+    ("gone", "(device (vbd (dev xvda:disk) (uname file:/boot/none.img)))", "cannot be opened"),
+    ("script", "(device (vif (script /tmp/evil)))", "vif script /tmp/evil is not allowed"),
+    ("action", "", "on_crash nonsense"),
+]
+
+
+@pytest.mark.parametrize(
+    ("extra", "text"), [row[1:] for row in REFUSALS], ids=[row[0] for row in REFUSALS]
+)
+def test_what_must_not_come_in_is_refused_before_xl_is_started(hypervisor, xl, extra, text):
+    raw = guest().encode().replace(b"(status 2)", b"(status 2)" + extra.encode())
+    if not extra:
+        raw = raw.replace(b"(on_crash restart)", b"(on_crash nonsense)")
+    with pytest.raises(DomainError, match=text), hypervisor.restore(DomainConfig.parse(raw)):
+        raise AssertionError("let in")
+    assert not [call for call in xl.calls if call[0] == "restore"]
+
+
+def test_a_missing_bridge_is_named(tmp_path, xl):
+    hypervisor = driver(tmp_path, xl, exists=lambda path: False)
+    with pytest.raises(DomainError, match="bridge xenbr0 does not exist here"):
+        restored(hypervisor)
+    hypervisor.close()
+
+
+def test_a_32_bit_guest_is_refused_where_none_can_run(hypervisor):
+    with hypervisor.restore(guest()) as session:
+        start, _info, _frames = opening()
+        session.apply(start)
+        with pytest.raises(HypervisorError, match="32-bit PV guest"):
+            session.apply(PvInfo(guest_width=4, pt_levels=3, context=bytes(2800)))
+    assert hypervisor.domains() == []
+
+
+def test_an_hvm_guest_needs_its_device_model(hypervisor):
+    raw = guest().encode().replace(b"(image (linux", b"(image (hvm (boot c)")
+    text = "needs the device model qemu-xen-traditional, which is not installed"
+    with pytest.raises(HypervisorError, match=text):
+        restored(hypervisor, DomainConfig.parse(raw))
+
+
+def test_a_build_that_fails_before_the_end_says_why_and_leaves_nothing(hypervisor, xl, tmp_path):
+    xl.die_after = 100_000
+    with pytest.raises(ToolstackError, match="error"), hypervisor.restore(guest()) as session:
+        send_all(session, opening())
+        for first in range(0, 4096, 1024):
+            send_pages(session, span(first, 1024), 1)
+    assert hypervisor.domains() == []
+    assert incoming(tmp_path) == []
+
+
+def received(hypervisor, data):
+    progress = start("x", "10.0.0.1")
+    return Reception(
+        BytesSource(data), hypervisor, limits=ReceiveLimits(), progress=progress,
+        publish=lambda shown: None,
+    ).run()  # fmt: skip
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A save file of xend's."""
+    from tests.streams import config, envelope
+    from xendpy.stream.legacy_dialect import LATEST_XEND
+    from xendpy.stream.legacy_encode import LegacyEncoder
+
+    encoder = LegacyEncoder(LATEST_XEND, guest().guest_type)
+    data = envelope(config(name="web01", memory=16))
+    for record in opening():
+        data += b"".join(encoder.encode(record))
+    for first, value in ((0, 1), (1024, 2), (0, 3)):
+        page = memoryview(bytes([value]) * (1024 * 4096))
+        data += b"".join(encoder.encode(Pages(batch(span(first, 1024)), [page])))
+    zeros = memoryview(bytes(1024 * 4096))
+    data += b"".join(encoder.encode(Pages(batch(span(2048, 1024)), [zeros])))
+    for record in [*closing(u64(4000)), End()]:
+        data += b"".join(encoder.encode(record))
+    return data
+
+
+def test_what_an_old_xend_sends_is_kept_until_the_guest_runs(hypervisor, tmp_path, saved):
+    outcome = received(hypervisor, saved)
+    assert isinstance(outcome, Received), outcome
+    assert incoming(tmp_path) == ["web01.save"]
+    hypervisor.unpause(outcome.domain)
+    assert incoming(tmp_path) == []
+
+
+def test_a_failed_build_leaves_a_file_that_restores(hypervisor, tmp_path, xl, saved):
+    xl.refuse["restore"] = "libxl: error: bridge is gone\n"
+    outcome = received(hypervisor, saved)
+    file = tmp_path / "var/lib/xend/incoming/web01.save"
+    assert isinstance(outcome, Kept)
+    assert "bridge is gone" in str(outcome.error)
+    assert str(outcome.error).endswith(f"xm restore {file}")
+    assert str(file) in outcome.where
+    assert hypervisor.domains() == []
+    # Every frame once, in its last state; zero pages are holes.
+    assert file.stat().st_size < len(saved) - 4_000_000
+    assert file.stat().st_blocks * 512 < 9 << 20
+    del xl.refuse["restore"]
+    domain = restore_file(hypervisor, file, cancel=Cancel())
+    pages = {}
+    with hypervisor.save(domain) as source:
+        for record in source.records():
+            if isinstance(record, Pages):
+                data = b"".join(bytes(view) for view in record.views)
+                for index, pfn in enumerate(record.batch.with_data().tolist()):
+                    pages[pfn] = data[index * 4096]
+    assert {pages[pfn] for pfn in range(1024)} == {3}
+    assert {pages[pfn] for pfn in range(1024, 2048)} == {2}
+    assert {pages[pfn] for pfn in range(2048, 3072)} == {0}
+
+
+def test_a_stream_that_breaks_after_its_first_round_is_kept_in_part(hypervisor, tmp_path, saved):
+    outcome = received(hypervisor, saved[: 13 << 20])
+    assert isinstance(outcome, Kept)
+    assert incoming(tmp_path) == ["web01.partial"]
+    assert hypervisor.domains() == []
+
+
+def test_what_a_daemon_was_receiving_when_it_ended_is_kept(hypervisor, tmp_path, xl):
+    restore = hypervisor.restore(guest())
+    session = restore.__enter__()
+    send_all(session, opening())
+    hypervisor.close()
+    again = driver(tmp_path, xl)
+    assert incoming(tmp_path) == ["web01.partial"]
+    again.close()
+    session.close()
+
+
+def test_no_room_for_the_copy_is_refused_first(hypervisor, monkeypatch):
+    real = os.statvfs
+
+    def full(path):
+        room = real(path)
+        return os.statvfs_result((*room[:3], 10, 10, *room[5:]))
+
+    monkeypatch.setattr(os, "statvfs", full)
+    with pytest.raises(OutOfMemory, match="to be kept safe while it is built"):
+        restored(hypervisor)
+    assert hypervisor.domains() == []
+
+
+def test_save_files_are_xls_own(hypervisor, tmp_path):
+    domain = restored(hypervisor)
+    path = tmp_path / "web01.sav"
+    report = save_file(hypervisor, domain, path, checkpoint=False, cancel=Cancel())
+    assert report.nr_pages == 32
+    assert path.read_bytes().startswith(b"Xen saved domain, xl format")
+    assert hypervisor.domains() == []
+    assert restore_file(hypervisor, path, cancel=Cancel()).name == "web01"
+    assert incoming(tmp_path) == []
+
+
+def test_a_guest_is_created_paused_wherever_its_kernel_is(hypervisor):
+    raw = guest().encode().replace(b"/boot/vm", b"/root/vm")
+    domain = hypervisor.create(DomainConfig.parse(raw))
+    (summary,) = hypervisor.domains()
+    assert (summary.domid, summary.state) == (domain.domid, DomainState.PAUSED)
+
+
+def test_guests_of_other_tools_are_listed(hypervisor, xl):
+    import json
+
+    from tests.peers.fake_xl import DATA
+
+    (listed,) = json.loads((DATA / "list-l.json").read_text())[1:]
+    xl.add(listed["config"], flags="---s--")
+    (summary,) = hypervisor.domains()
+    assert (summary.name, summary.state) == ("tick", DomainState.SHUTDOWN)
+    assert summary.maxmem_mib == 96
+
+
+def test_xl_can_neither_crash_nor_suspend_a_guest(hypervisor):
+    domain = restored(hypervisor)
+    hypervisor.shutdown(domain, "poweroff")
+    for reason in ("crash", "suspend"):
+        with pytest.raises(Unsupported):
+            hypervisor.shutdown(domain, reason)
+
+
+def test_one_daemon_has_the_state_directory(hypervisor, tmp_path, xl):
+    with pytest.raises(HypervisorUnavailable, match="in use by another daemon"):
+        driver(tmp_path, xl)
+
+
+def test_auto_is_the_store_where_no_xen_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening_module, "XEN_CAPABILITIES", tmp_path / "capabilities")
+    with pytest.raises(HypervisorUnavailable, match="no Xen on this host"):
+        open_hypervisor("xl", Paths(tmp_path))
+    store = open_hypervisor("auto", Paths(tmp_path))
+    assert store.name == "store"
+    store.close()
+
+
+def test_pages_without_data_reach_xl(hypervisor):
+    with hypervisor.restore(guest()) as session:
+        send_all(session, opening())
+        send_pages(session, span(0, 8), 1)
+        send_pages(session, span(8, 4), 0, PageType.XALLOC)
+        session.apply(Ending())
+        send_all(session, [*closing(), End()])
+        domain = session.complete()
+    with hypervisor.save(domain) as source:
+        kinds = [
+            record.batch.types.tolist() for record in source.records() if isinstance(record, Pages)
+        ]
+    assert kinds[-1] == [PageType.XALLOC] * 4
+
+
+def test_a_stream_of_a_newer_host_is_not_translated(hypervisor):
+    domain = restored(hypervisor)
+    with hypervisor.save(domain) as source:
+        first = next(source.records())
+    assert isinstance(first, StreamStart)
+    assert first.format.startswith("libxc-v")
+    assert threading.active_count() < 20

@@ -1,0 +1,256 @@
+"""A guest as libxl's JSON, for the header of a save file, and as an xl.cfg, for `xl create`.
+
+Sources: libxl_types.idl and xl.cfg(5), Xen 4.17. Only what differs from libxl's defaults is
+written, as libxl itself does: a JSON of Xen 4.17 is then read by later releases as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+from xendpy.hypervisor.xldisk import XlDisk
+from xendpy.hypervisor.xlguest import (
+    LOCALHOST,
+    UPSTREAM,
+    XlGraphics,
+    XlGuest,
+    XlNic,
+    XlType,
+)
+
+Json: TypeAlias = dict[str, Any]
+
+# HVM switches: xend's key, which is also that of xl.cfg, to libxl's; the first group is common
+# to all types since Xen 4.10.
+COMMON_SWITCHES = {"acpi": "acpi", "apic": "apic", "nestedhvm": "nested_hvm"}
+HVM_SWITCHES = {
+    key: key
+    for key in ("pae", "viridian", "hpet", "vpt_align", "nographic", "usb", "xen_platform_pci")
+}
+
+
+def to_json(guest: XlGuest) -> bytes:
+    """Return libxl's JSON, with the NUL that a save file's header wants behind it."""
+    config: Json = {"c_info": _create_info(guest), "b_info": _build_info(guest)}
+    if guest.disks:
+        config["disks"] = [_disk(disk) for disk in guest.disks]
+    if guest.nics:
+        config["nics"] = [_nic(index, nic) for index, nic in enumerate(guest.nics)]
+    if guest.graphics is not None and guest.type is not XlType.HVM:
+        config["vfbs"] = [{"devid": 0, **_graphics(guest.graphics)}]
+        config["vkbs"] = [{"devid": 0}]
+    config.update(guest.actions)
+    return json.dumps(config, indent=4).encode() + b"\0"
+
+
+def _create_info(guest: XlGuest) -> Json:
+    info: Json = {"type": str(guest.type)}
+    if "hap" in guest.switches:
+        info["hap"] = _flag(guest.switches["hap"])
+    return {**info, "name": guest.name, "uuid": guest.uuid, "run_hotplug_scripts": "True"}
+
+
+def _build_info(guest: XlGuest) -> Json:
+    info: Json = {
+        "max_vcpus": guest.vcpus,
+        "avail_vcpus": list(range(guest.online_vcpus)),
+        "max_memkb": guest.maxmem_mib << 10,
+        "target_memkb": guest.memory_mib << 10,
+    }
+    if guest.affinity:
+        info["vcpu_hard_affinity"] = [list(cpus) for cpus in guest.affinity]
+        info["numa_placement"] = "False"
+    if guest.tsc_mode:
+        info["tsc_mode"] = guest.tsc_mode
+    if guest.localtime:
+        info["localtime"] = "True"
+    sched = {"weight": guest.weight, "cap": guest.cap}
+    info["sched_params"] = {key: value for key, value in sched.items() if value}
+    for key in ("kernel", "cmdline", "ramdisk"):
+        if getattr(guest, key):
+            info[key] = getattr(guest, key)
+    if guest.type is XlType.HVM:
+        info.update(_hvm_build_info(guest))
+    info[f"type.{guest.type}"] = _hvm(guest) if guest.type is XlType.HVM else {}
+    return info
+
+
+def _hvm_build_info(guest: XlGuest) -> Json:
+    info: Json = {"device_model_version": guest.device_model.replace("-", "_")}
+    if guest.video_mib:
+        info["video_memkb"] = guest.video_mib << 10
+    if guest.shadow_mib:
+        info["shadow_memkb"] = guest.shadow_mib << 10
+    if guest.rtc_timeoffset:
+        info["rtc_timeoffset"] = guest.rtc_timeoffset
+    if guest.timer_mode:
+        info["timer_mode"] = guest.timer_mode
+    return {**info, **_switches(guest, COMMON_SWITCHES)}
+
+
+def _switches(guest: XlGuest, names: dict[str, str]) -> Json:
+    return {names[key]: _flag(value) for key, value in guest.switches.items() if key in names}
+
+
+def _hvm(guest: XlGuest) -> Json:
+    graphics = _graphics(guest.graphics or XlGraphics())
+    keymap = graphics.pop("keymap", "")
+    return {
+        **_switches(guest, HVM_SWITCHES),
+        "vga": {"kind": "std" if guest.stdvga else "cirrus"},
+        **graphics,
+        **({"keymap": keymap} if keymap else {}),
+        **guest.texts,
+    }
+
+
+def _graphics(graphics: XlGraphics) -> Json:
+    vnc: Json = {"enable": _flag(graphics.vnc)}
+    if graphics.vnc:
+        vnc["listen"] = LOCALHOST
+        if graphics.password:
+            vnc["passwd"] = graphics.password
+        if graphics.display is not None:
+            vnc["display"] = graphics.display
+        vnc["findunused"] = _flag(graphics.display is None)
+    found: Json = {"vnc": vnc, "sdl": {"enable": _flag(graphics.sdl)}}
+    return {**found, "keymap": graphics.keymap} if graphics.keymap else found
+
+
+def _disk(disk: XlDisk) -> Json:
+    entry: Json = {"pdev_path": disk.path, "vdev": disk.vdev, "format": disk.format}
+    if disk.cdrom:
+        entry |= {"removable": 1, "is_cdrom": 1}
+    if disk.writable:
+        entry["readwrite"] = 1
+    return entry
+
+
+def _nic(index: int, nic: XlNic) -> Json:
+    named = {
+        "model": nic.model,
+        "mac": nic.mac,
+        "ip": nic.ip,
+        "bridge": nic.bridge,
+        "ifname": nic.ifname,
+        "script": nic.script,
+        "nictype": "vif_ioemu" if nic.emulated else "vif",
+    }
+    return {"devid": index, **{key: value for key, value in named.items() if value}}
+
+
+def _flag(value: bool) -> str:
+    return "True" if value else "False"
+
+
+def to_cfg(guest: XlGuest) -> str:
+    """Return the text of an xl.cfg."""
+    return "".join(f"{key} = {value}\n" for key, value in _cfg(guest))
+
+
+def _cfg(guest: XlGuest) -> Iterator[tuple[str, str]]:
+    yield "name", _quoted(guest.name)
+    yield "uuid", _quoted(guest.uuid)
+    yield "type", _quoted(guest.type)
+    yield "memory", str(guest.memory_mib)
+    yield "maxmem", str(guest.maxmem_mib)
+    yield "vcpus", str(guest.online_vcpus)
+    yield "maxvcpus", str(guest.vcpus)
+    if guest.affinity:
+        rows = (_quoted(",".join(map(str, cpus))) for cpus in guest.affinity)
+        yield "cpus", f"[{', '.join(rows)}]"
+    for key, number in (("cpu_weight", guest.weight), ("cap", guest.cap)):
+        if number:
+            yield key, str(number)
+    for key in ("kernel", "ramdisk", "cmdline", "tsc_mode"):
+        if getattr(guest, key):
+            yield key, _quoted(getattr(guest, key))
+    if guest.localtime:
+        yield "localtime", "1"
+    for key, action in guest.actions.items():
+        yield key, _quoted(_action(action))
+    if guest.type is XlType.HVM:
+        yield from _cfg_hvm(guest)
+    yield from _cfg_devices(guest)
+
+
+def _action(action: str) -> str:
+    return {"restart_rename": "rename-restart"}.get(action, action.replace("_", "-"))
+
+
+def _cfg_hvm(guest: XlGuest) -> Iterator[tuple[str, str]]:
+    # A guest that boots here for the first time has no state that an old device model wrote.
+    yield "device_model_version", _quoted(UPSTREAM)
+    for key, value in guest.switches.items():
+        yield key, str(int(value))
+    for key, text in guest.texts.items():
+        yield key, _quoted(text)
+    yield "stdvga", str(int(guest.stdvga))
+    if guest.timer_mode:
+        yield "timer_mode", _quoted(guest.timer_mode)
+    numbers = {
+        "rtc_timeoffset": guest.rtc_timeoffset,
+        "videoram": guest.video_mib,
+        "shadow_memory": guest.shadow_mib,
+    }
+    yield from ((key, str(value)) for key, value in numbers.items() if value)
+    yield from ((key, _quoted_unless_number(value)) for key, value in _cfg_graphics(guest))
+
+
+def _cfg_graphics(guest: XlGuest) -> Iterator[tuple[str, str]]:
+    graphics = guest.graphics or XlGraphics()
+    yield "vnc", str(int(graphics.vnc))
+    if graphics.vnc:
+        yield "vnclisten", LOCALHOST
+        yield "vncunused", str(int(graphics.display is None))
+        if graphics.display is not None:
+            yield "vncdisplay", str(graphics.display)
+        if graphics.password:
+            yield "vncpasswd", graphics.password
+    yield "sdl", str(int(graphics.sdl))
+    if graphics.keymap:
+        yield "keymap", graphics.keymap
+
+
+def _cfg_devices(guest: XlGuest) -> Iterator[tuple[str, str]]:
+    if guest.disks:
+        yield "disk", _listed(_cfg_disk(disk) for disk in guest.disks)
+    if guest.nics:
+        yield "vif", _listed(_cfg_nic(nic) for nic in guest.nics)
+    if guest.graphics is not None and guest.type is not XlType.HVM:
+        yield "vfb", _listed([", ".join(f"{key}={value}" for key, value in _cfg_graphics(guest))])
+
+
+def _cfg_disk(disk: XlDisk) -> str:
+    access = "rw" if disk.writable else "ro"
+    kind = "devtype=cdrom, " if disk.cdrom else ""
+    form = "" if disk.format == "empty" else f"format={disk.format}, "
+    return f"{form}vdev={disk.vdev}, access={access}, {kind}target={disk.path}"
+
+
+def _cfg_nic(nic: XlNic) -> str:
+    named = {
+        "type": "ioemu" if nic.emulated else "vif",
+        "mac": nic.mac,
+        "bridge": nic.bridge,
+        "script": nic.script,
+        "model": nic.model,
+        "ip": nic.ip,
+        "vifname": nic.ifname,
+    }
+    return ", ".join(f"{key}={value}" for key, value in named.items() if value)
+
+
+def _listed(items: Any) -> str:
+    return f"[{', '.join(_quoted(item) for item in items)}]"
+
+
+def _quoted_unless_number(text: str) -> str:
+    return text if text.isdecimal() else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    """Return a string of xl.cfg's grammar, in which a backslash and a quote are escaped."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

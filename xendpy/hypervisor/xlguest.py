@@ -1,0 +1,302 @@
+"""A guest as xl is to build it, read from xend's configuration by the rules of this host.
+
+Sources: XendConfig.py and xm's create.py, Xen 3.0.3 - 4.4 (the keys); xl.cfg(5) and
+xl-disk-configuration(5) of Xen 4.17 (what they became). Whatever xl has no equivalent for and the
+guest could miss is refused by its name; what only xend itself used is passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from xendpy import sxp
+from xendpy.errors import DomainError
+from xendpy.guest.domain import DomainConfig, GuestType
+from xendpy.hypervisor.xldisk import XlDisk, read_disk
+from xendpy.hypervisor.xlrules import GuestRules
+
+LOCALHOST = "127.0.0.1"
+ACTIONS = {
+    "destroy": "destroy",
+    "restart": "restart",
+    "preserve": "preserve",
+    "rename-restart": "restart_rename",
+    "coredump-destroy": "coredump_destroy",
+    "coredump-restart": "coredump_restart",
+}
+DEFAULT_ACTIONS = {"on_poweroff": "destroy", "on_reboot": "restart", "on_crash": "restart"}
+TSC_MODES = {  # 0, xend's default, is xl's as well
+    "1": "always_emulate",
+    "2": "native",
+    "3": "native_paravirt",
+}
+TIMER_MODES = {
+    "0": "delay_for_missed_ticks",
+    "1": "no_delay_for_missed_ticks",
+    "2": "no_missed_ticks_pending",
+    "3": "one_missed_tick_pending",
+}
+# HVM switches by xend's key; all are 0 or 1.
+HVM_SWITCHES = (
+    "acpi", "apic", "pae", "hpet", "viridian", "vpt_align", "nestedhvm", "hap",
+    "xen_platform_pci", "usb", "nographic",
+)  # fmt: skip
+HVM_TEXTS = ("boot", "usbdevice", "soundhw", "serial")
+TRADITIONAL = "qemu-xen-traditional"
+UPSTREAM = "qemu-xen"
+MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
+REFUSED_CLASSES = ("pci", "vscsi", "vusb", "ioports", "irq", "vtpm")
+
+
+class XlType(StrEnum):
+    """libxl's types of guests; a PVH one travels as HVM."""
+
+    PV = "pv"
+    HVM = "hvm"
+    PVH = "pvh"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XlNic:
+    """A network interface; what is empty is left to xl."""
+
+    mac: str = ""
+    bridge: str = ""
+    script: str = ""
+    model: str = ""
+    ip: str = ""
+    ifname: str = ""
+    emulated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XlGraphics:
+    """A frame buffer; VNC is for this host alone. `display` None lets qemu find a free one."""
+
+    vnc: bool = False
+    sdl: bool = False
+    display: int | None = None
+    password: str = field(default="", repr=False)
+    keymap: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XlGuest:
+    """Everything that xl is told; `switches` and `texts` are HVM's, by xend's keys."""
+
+    type: XlType
+    name: str
+    uuid: str
+    memory_mib: int
+    maxmem_mib: int
+    vcpus: int
+    online_vcpus: int
+    affinity: tuple[tuple[int, ...], ...] = ()
+    weight: int = 0
+    cap: int = 0
+    kernel: str = ""
+    ramdisk: str = ""
+    cmdline: str = ""
+    actions: Mapping[str, str] = field(default_factory=dict)
+    tsc_mode: str = ""
+    localtime: bool = False
+    rtc_timeoffset: int = 0
+    shadow_mib: int = 0
+    video_mib: int = 0
+    stdvga: bool = False
+    timer_mode: str = ""
+    device_model: str = ""
+    switches: Mapping[str, bool] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    disks: tuple[XlDisk, ...] = ()
+    nics: tuple[XlNic, ...] = ()
+    graphics: XlGraphics | None = None
+
+
+def read_guest(config: DomainConfig, rules: GuestRules) -> XlGuest:
+    """Return the guest that `config` describes, as it is to be built on this host.
+
+    Raises:
+        DomainError: it names something that is not allowed, not there or not supported; the text
+            says what.
+    """
+    _refuse_devices(config)
+    reader = _Reader(config, rules)
+    kind = _type(config)
+    return XlGuest(
+        type=kind,
+        name=config.name,
+        uuid=config.uuid,
+        memory_mib=config.memory_mib,
+        maxmem_mib=config.maxmem_mib,
+        vcpus=config.vcpus,
+        online_vcpus=reader.online_vcpus(),
+        affinity=reader.affinity(),
+        weight=_number(config.text("cpu_weight")),
+        cap=_number(config.text("cpu_cap")),
+        **({} if kind is XlType.HVM else reader.kernel()),
+        actions={key: reader.action(key) for key in DEFAULT_ACTIONS},
+        tsc_mode=TSC_MODES.get(reader.image("tsc_mode"), ""),
+        localtime=reader.image("localtime") == "1" or config.text("localtime") == "1",
+        **(reader.hvm() if kind is XlType.HVM else {}),
+        disks=tuple(reader.disks()),
+        nics=tuple(reader.nics()),
+        graphics=reader.graphics(hvm=kind is XlType.HVM),
+    )
+
+
+def _type(config: DomainConfig) -> XlType:
+    if config.image()[:1] == ["pvh"]:
+        return XlType.PVH
+    return XlType.HVM if config.guest_type is GuestType.HVM else XlType.PV
+
+
+def _refuse_devices(config: DomainConfig) -> None:
+    for kind, _device in config.devices():
+        if kind in REFUSED_CLASSES:
+            reason = f"a {kind} device cannot be taken along: detach it before the migration"
+            raise DomainError(config.name, reason)
+
+
+def _number(text: str) -> int:
+    found = re.fullmatch(r"-?\d{1,9}", text.partition(".")[0].rstrip("L"))
+    return int(found[0]) if found else 0
+
+
+class _Reader:
+    # The parts of one configuration, each as xl wants it.
+
+    def __init__(self, config: DomainConfig, rules: GuestRules) -> None:
+        self._config = config
+        self._rules = rules
+        self._tree = config.image()
+
+    def image(self, key: str) -> str:
+        value = sxp.child_value(self._tree, key)
+        return value if isinstance(value, str) else ""
+
+    def action(self, key: str) -> str:
+        value = self._config.text(key) or DEFAULT_ACTIONS[key]
+        if value not in ACTIONS:
+            raise DomainError(self._config.name, f"{key} {value} is not known")
+        return ACTIONS[value]
+
+    def online_vcpus(self) -> int:
+        mask = self._config.text("vcpu_avail").rstrip("L")
+        online = int(mask).bit_count() if re.fullmatch(r"\d{1,40}", mask) else self._config.vcpus
+        return min(max(online, 1), self._config.vcpus)
+
+    def affinity(self) -> tuple[tuple[int, ...], ...]:
+        """Return the cpus of each vcpu; none at all unless every one of them is bound."""
+        rows = sxp.child_value(self._config.tree, "cpus")
+        if (
+            not isinstance(rows, list)
+            or not rows
+            or not all(isinstance(row, list) for row in rows)
+        ):
+            return ()
+        found = tuple(
+            tuple(_number(cpu) for cpu in row if isinstance(cpu, str))
+            for row in rows
+            if isinstance(row, list)
+        )
+        return found if all(found) else ()
+
+    def kernel(self) -> dict[str, str]:
+        """Return what boots the guest; a boot loader's copies died with the old host."""
+        booted = {"cmdline": self.image("args")}
+        if self._config.text("bootloader"):
+            return booted
+        for key in ("kernel", "ramdisk"):
+            path = self.image(key)
+            if path:
+                booted[key] = self._rules.kernel(self._config.name, path)
+        return booted
+
+    def hvm(self) -> dict[str, object]:
+        known = {key: self.image(key) for key in HVM_SWITCHES}
+        return {
+            "rtc_timeoffset": _number(self.image("rtc_timeoffset")),
+            "shadow_mib": _number(self._config.text("shadow_memory")),
+            "video_mib": _number(self.image("videoram")),
+            "stdvga": self.image("stdvga") == "1",
+            "timer_mode": TIMER_MODES.get(self.image("timer_mode"), ""),
+            "device_model": self.image("device_model_version") or TRADITIONAL,
+            "switches": {key: value == "1" for key, value in known.items() if value},
+            "texts": {key: self.image(key) for key in HVM_TEXTS if self.image(key)},
+        }
+
+    def disks(self) -> Iterator[XlDisk]:
+        for kind, device in self._config.devices():
+            if kind in ("vbd", "tap", "tap2"):
+                yield read_disk(self._config.name, device, self._rules)
+
+    def nics(self) -> Iterator[XlNic]:
+        for kind, device in self._config.devices():
+            if kind in ("vif", "vif2"):
+                yield self._nic(device)
+
+    def _nic(self, device: sxp.SxpList) -> XlNic:
+        said = {key: _text(device, key) for key in ("mac", "bridge", "script", "model", "vifname")}
+        guest = self._config.name
+        local_backend(guest, "vif", device)
+        if said["mac"] and not MAC.fullmatch(said["mac"]):
+            raise DomainError(guest, f"vif mac {said['mac']} is none")
+        for key in ("bridge", "model", "vifname"):
+            if not re.fullmatch(r"[A-Za-z0-9_.:-]{0,32}", said[key]):
+                raise DomainError(guest, f"vif {key} {said[key]} is not allowed here")
+        return XlNic(
+            mac=said["mac"],
+            bridge=self._rules.bridge(said["bridge"]),
+            script=self._rules.script(guest, said["script"]) if said["script"] else "",
+            model=said["model"],
+            ip=_text(device, "ip")
+            if re.fullmatch(r"[0-9a-fA-F:. /]*", _text(device, "ip"))
+            else "",
+            ifname=said["vifname"],
+            emulated=_text(device, "type") == "ioemu",
+        )
+
+    def graphics(self, *, hvm: bool) -> XlGraphics | None:
+        """Return the frame buffer, of the vfb device or, for HVM, of the image."""
+        for kind, device in self._config.devices():
+            if kind == "vfb":
+                return _graphics({key: _text(device, key) for key in GRAPHICS_KEYS})
+        if not hvm:
+            return None
+        return _graphics({key: self.image(key) for key in GRAPHICS_KEYS})
+
+
+GRAPHICS_KEYS = ("type", "vnc", "sdl", "vncdisplay", "vncunused", "vncpasswd", "keymap")
+
+
+def _graphics(said: Mapping[str, str]) -> XlGraphics:
+    # 3.0.x names the one kind there is, later releases have a switch for each.
+    kind = said["type"]
+    fixed = said["vncunused"] == "0" and said["vncdisplay"].isdecimal()
+    return XlGraphics(
+        vnc=said["vnc"] == "1" or kind == "vnc",
+        sdl=said["sdl"] == "1" or kind == "sdl",
+        display=int(said["vncdisplay"]) if fixed else None,
+        password=said["vncpasswd"],
+        keymap=said["keymap"] if re.fullmatch(r"[a-z-]{0,8}", said["keymap"]) else "",
+    )
+
+
+def _text(device: sxp.SxpList, key: str) -> str:
+    value = sxp.child_value(device, key)
+    return value if isinstance(value, str) else ""
+
+
+def local_backend(guest: str, kind: str, device: sxp.SxpList) -> None:
+    """Check that a device's backend is domain 0.
+
+    Raises:
+        DomainError: it is another: ids and names of driver domains differ between hosts.
+    """
+    backend = _text(device, "backend") or "0"
+    if backend not in ("0", "Domain-0"):
+        raise DomainError(guest, f"{kind} backend {backend}: only domain 0 can serve it here")

@@ -1,0 +1,206 @@
+"""A guest on its way in through `xl restore`: records become a libxl stream in xl's pipe.
+
+A stream of another host's libxl goes on as it is, a legacy one is translated. Where the sender is
+an old xend, a save file is written beside (xlspool): once the sender may have let go of its
+guest, a failing xl does not end the reception, and the file is what is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from xendpy.errors import HypervisorError, XendError
+from xendpy.guest.domain import Domain, GuestType
+from xendpy.guest.pages import PageBatch
+from xendpy.hypervisor.pipes import PipeWriter, pipe
+from xendpy.hypervisor.xlspool import Spool
+from xendpy.hypervisor.xltool import Child, Tool
+from xendpy.stream.convert import Conversion, to_modern
+from xendpy.stream.libxl import LibxlEncoder, XlHeader, encode_xl_header
+from xendpy.stream.records import Ending, PvInfo, Record, StreamStart
+
+BUILD_S = 300.0  # xl waits for devices, each up to 40 s, and hotplug scripts
+CLEAN_S = 60.0
+REST = ".rest"
+CANCELLED = "the guest's arrival was cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Building:
+    """What one restore needs: libxl's JSON, and what is done with a guest that came to be.
+
+    `finish(path)` returns the guest once xl has built it, `path` being the save file or None;
+    `clean` removes what a failed xl left.
+    """
+
+    tool: Tool
+    guest_type: GuestType
+    json: bytes
+    pv32: bool
+    finish: Callable[[str], Domain]
+    clean: Callable[[], None]
+
+
+class XlRestore:
+    """A RestoreSession; `close` ends it whichever way it went."""
+
+    def __init__(self, building: Building, spool: Spool | None) -> None:
+        self._building = building
+        self._spool = spool
+        self._cancelled = False
+        self._ending = False
+        self._failure: HypervisorError | None = None
+        self._completed = False
+        self._conversion: Conversion | None = None
+        self._rest: Path | None = None
+        reader, writer = pipe()
+        self._pipe = PipeWriter(writer, check=self._check)
+        try:
+            self._child: Child = building.tool.start(["restore", "-p", "/dev/stdin"], stdin=reader)
+        except BaseException:
+            self._pipe.close()
+            raise
+        finally:
+            os.close(reader)
+        self._write([encode_xl_header(XlHeader(building.json, is_json=True, is_v2=True))])
+
+    def populate(self, batch: PageBatch) -> Sequence[memoryview]:
+        """Return staging memory; see hypervisor.base."""
+        self._check()
+        assert self._conversion is not None, "a stream begins with StreamStart"
+        return self._conversion.populate(batch)
+
+    def apply(self, record: Record) -> None:
+        """Write one record on to xl, and to the save file.
+
+        Raises:
+            ToolstackError: xl has ended, and the sender still has its guest.
+        """
+        self._check()
+        match record:
+            case StreamStart():
+                self._conversion = self._converter(record)
+            case PvInfo(guest_width=4) if not self._building.pv32:
+                raise HypervisorError(
+                    "a 32-bit PV guest: this hypervisor runs none (xen_caps of `xl info` has no"
+                    " xen-3.0-x86_32p)",
+                    operation="restore",
+                )
+            case Ending():
+                self._ending = True
+        if self._spool is not None:
+            self._spool.apply(record)
+        if self._failure is None:
+            assert self._conversion is not None
+            self._conversion.apply(record)
+
+    def _converter(self, start: StreamStart) -> Conversion:
+        legacy = not start.format.startswith("libxc-v")
+        encoder = LibxlEncoder(self._building.guest_type, is_converted=legacy)
+        if legacy:
+            return to_modern(encoder, self._write)
+        return Conversion(lambda record: iter((record,)), encoder, self._write)
+
+    def _write(self, pieces: Iterable[bytes | memoryview]) -> None:
+        try:
+            self._pipe.write(pieces)
+        except (BrokenPipeError, HypervisorError) as error:
+            failure = self._why(error)
+            if not (self._ending and self._spool is not None) or self._cancelled:
+                raise failure from error
+            self._failure = failure
+
+    def _why(self, error: Exception) -> HypervisorError:
+        """Return what xl says of its early end; it is over when this returns."""
+        if self._cancelled:
+            return HypervisorError(CANCELLED, operation="restore")
+        self._pipe.close()
+        try:
+            self._child.wait(BUILD_S)
+        except HypervisorError as told:
+            return told
+        return HypervisorError(f"xl restore ended early: {error}", operation="restore")
+
+    def complete(self) -> Domain:
+        """Wait until xl has built the guest, and return it paused.
+
+        Raises:
+            ToolstackError: it could not; the text says what is kept, if anything is.
+        """
+        self._check()
+        self._pipe.close()
+        kept = str(self._spool.seal()) if self._spool is not None else ""
+        try:
+            if self._failure is not None:
+                raise self._failure
+            self._child.wait(BUILD_S)
+            domain = self._building.finish(kept)
+        except HypervisorError as error:
+            if not kept:
+                raise
+            reason = f"{error.reason}; the guest is kept, restore it with: xm restore {kept}"
+            raise HypervisorError(reason) from error
+        self._completed = True
+        return domain
+
+    def keep(self, reason: str) -> str:
+        """Keep the save file, whole or not, and say what can be done with it."""
+        if self._spool is None:
+            return "nothing is kept: the sender still has the guest"
+        if self._spool.whole:
+            path = self._spool.path if self._sealed() else self._spool.seal()
+            text = f"{path} (restore it with: xm restore {path})"
+        else:
+            path = self._spool.keep_partial()
+            text = f"{path}, in part (look at it with: xm inspect {path})"
+        if self._rest is not None:
+            if self._rest.stat().st_size:
+                os.rename(self._rest, f"{path}{REST}")
+            else:
+                self._rest.unlink()
+        self._spool.close()
+        self._spool = None
+        return text
+
+    def _sealed(self) -> bool:
+        return self._spool is not None and self._spool.path.suffix != ".arriving"
+
+    def rest(self) -> BinaryIO:
+        """Return a file for what follows a stream that could not be decoded to its end."""
+        assert self._spool is not None, "only what an old xend sends is kept"
+        self._rest = Path(f"{self._spool.path}{REST}")
+        return open(self._rest, "wb")
+
+    def cancel(self) -> None:
+        """Make a call that blocks fail soon. Any thread."""
+        self._cancelled = True
+        self._child.kill()
+
+    def close(self) -> None:
+        """End xl if the guest was not completed, and leave nothing of it; once."""
+        self._pipe.close()
+        spool, self._spool = self._spool, None
+        try:
+            if not self._completed:
+                self._end_child()
+                self._building.clean()
+        finally:
+            if spool is not None:
+                if not self._completed:
+                    spool.discard()
+                spool.close()
+
+    def _end_child(self) -> None:
+        # At the end of its pipe xl gives up by itself, and removes what it had built.
+        try:
+            self._child.wait(CLEAN_S)
+        except XendError:
+            return
+
+    def _check(self) -> None:
+        if self._cancelled:
+            raise HypervisorError(CANCELLED, operation="restore")
