@@ -34,6 +34,7 @@ from xendpy.errors import (
     StreamTruncated,
 )
 from xendpy.migration.receive import read_rest
+from xendpy.relocation.packing import Packer
 from xendpy.relocation.sums import FrameSums
 
 T = TypeVar("T")
@@ -88,6 +89,7 @@ class Channel:
         self.peer = peer
         self.offset = 0
         self.sums: FrameSums | None = None  # the frames' digests, once agreed on; see frames
+        self.packer: Packer | None = None  # what makes the image smaller, likewise
         self._sock = sock
         self._prefix = memoryview(prefix)
         self._stall_timeout_s = stall_timeout_s

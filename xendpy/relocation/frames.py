@@ -7,7 +7,8 @@ A source that finds `xendpy-receive` in a peer's answer to `help` says, on the s
 and is answered `(ready xendpy-receive (host-id UUID) (features (a ...)))`: those of its features
 that the target takes. From there on both sides send frames: u32 type, u32 length, body; integers
 little-endian. Nothing is read ahead, and a frame's length meets its limit before it is read.
-Where both have the feature `xxh3`, digests go with each frame; see sums.py.
+Where both have the feature `xxh3`, digests go with each frame; see sums.py. With `zero` or `zstd`
+a PACKED frame may stand where DATA would; see packing.py.
 
     source                         target
     PLAN      JSON                 CHECKS    JSON: what preflight found
@@ -30,6 +31,7 @@ from struct import Struct
 from typing import Any, Protocol
 
 from xendpy.errors import HandshakeError, StreamTruncated
+from xendpy.relocation.packing import PackedBody, Packer
 from xendpy.relocation.sums import LONG_BYTES, SHORT, FrameSums
 
 VERSION = 1
@@ -50,7 +52,8 @@ class FrameType(IntEnum):
     RELEASED = 5
     FORGOTTEN = 6
     ABORT = 7
-    # 8 - 15 reserved
+    PACKED = 8
+    # 9 - 15 reserved
     CHECKS = 16
     RESERVED = 17
     REFUSED = 18
@@ -90,6 +93,15 @@ def send_data(wire: Wire, pieces: Sequence[bytes | memoryview]) -> int:
     return _send(wire, FrameType.DATA, pieces)
 
 
+def send_image(wire: Wire, pieces: Sequence[bytes | memoryview], packer: Packer | None) -> int:
+    """Send a part of the image, packed if it can be; return how many image bytes it is."""
+    body = packer.pack(pieces) if packer is not None else None
+    if body is None:
+        return send_data(wire, pieces)
+    _send(wire, FrameType.PACKED, body)
+    return sum(map(len, pieces))
+
+
 def _send(wire: Wire, kind: FrameType, pieces: Sequence[bytes | memoryview]) -> int:
     length = sum(len(piece) for piece in pieces)
     header = FRAME.pack(kind, length)
@@ -121,7 +133,7 @@ def recv_header(wire: Wire) -> tuple[FrameType, int]:
     return frame, length
 
 
-_LIMITS = {FrameType.DATA: MAX_DATA, FrameType.CONFIG: MAX_CONFIG}
+_LIMITS = {FrameType.DATA: MAX_DATA, FrameType.PACKED: MAX_DATA, FrameType.CONFIG: MAX_CONFIG}
 
 
 def recv_body(wire: Wire, length: int) -> bytes:
@@ -150,7 +162,7 @@ def recv_frame(
         HandshakeError: it is another one, or longer.
     """
     frame, length = recv_header(wire)
-    if frame not in expected or frame is FrameType.DATA:
+    if frame not in expected or frame in (FrameType.DATA, FrameType.PACKED):
         names = ", ".join(kind.name for kind in expected)
         raise HandshakeError(f"{frame.name} frame where {names} was expected")
     if limit is not None and length > limit:
@@ -190,6 +202,8 @@ class ImageSource:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._left = 0
+        self._summed = _Summed(wire)
+        self._packed: PackedBody | None = None
         self._ended = False
         self.offset = 0
 
@@ -214,11 +228,11 @@ class ImageSource:
                 got = self.offset - start
                 raise StreamTruncated(offset=start, wanted=wanted, got=got)
             now, pending = _split(pending, self._left)
-            self._wire.recv_into(now)
+            (self._packed or self._summed).recv_into(now)
             count = sum(len(view) for view in now)
             self._left -= count
             self.offset += count
-            self._check(now)
+            self._check()
 
     def recv_some(self, view: memoryview) -> int:
         """Read image bytes into `view` and return how many; 0 = the image ended."""
@@ -251,15 +265,10 @@ class ImageSource:
         if self._ready():
             raise HandshakeError(f"{self._left} image bytes follow the end of the image")
 
-    def _check(self, views: Sequence[memoryview]) -> None:
+    def _check(self) -> None:
         # Pages are in the guest by then; it is not run before every digest was right.
-        sums = self._wire.sums
-        if sums is None:
-            return
-        for view in views:
-            sums.add(view)
-        if not self._left:
-            sums.check_body(self._wire.recv_exactly(LONG_BYTES))
+        if self._wire.sums is not None and not self._left:
+            self._wire.sums.check_body(self._wire.recv_exactly(LONG_BYTES))
 
     def _ready(self) -> bool:
         # Whether image bytes are left, in this frame or a following one; empty frames are passed.
@@ -269,8 +278,15 @@ class ImageSource:
 
     def _next_frame(self) -> None:
         frame, length = recv_header(self._wire)
+        self._packed = None
         if frame is FrameType.DATA:
             self._left = length
+            return
+        if frame is FrameType.PACKED:
+            self._packed = PackedBody(self._summed, length, MAX_DATA)
+            self._left = self._packed.left
+            if not self._left:
+                raise HandshakeError("an empty PACKED frame")
             return
         body = recv_body(self._wire, length)
         if frame is FrameType.ABORT:
@@ -281,6 +297,25 @@ class ImageSource:
         if said != self.offset:
             raise HandshakeError(f"the image has {self.offset} bytes, its sender counts {said}")
         self._ended = True
+
+
+class _Summed:
+    """A frame's body as it comes, summed where digests were agreed on."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def recv_exactly(self, count: int) -> bytes:
+        data = self._wire.recv_exactly(count)
+        if self._wire.sums is not None:
+            self._wire.sums.add(data)
+        return data
+
+    def recv_into(self, views: Sequence[memoryview]) -> None:
+        self._wire.recv_into(views)
+        if self._wire.sums is not None:
+            for view in views:
+                self._wire.sums.add(view)
 
 
 def _split(views: Sequence[memoryview], room: int) -> tuple[list[memoryview], list[memoryview]]:

@@ -22,7 +22,7 @@ from xendpy.migration.preflight import Check, Facts, failures
 from xendpy.migration.progress import MigrationProgress, MigrationState, log_begin, log_end
 from xendpy.migration.receive import drive
 from xendpy.migration.reception import DEFAULT_RECEIVE_LIMITS, ReceiveLimits
-from xendpy.relocation import frames, sums
+from xendpy.relocation import frames, packing, sums
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.frames import FrameType, ImageAborted, ImageSource
 from xendpy.relocation.resolve import drop, take_over
@@ -31,7 +31,8 @@ from xendpy.stream.xend import decode_body
 log = logging.getLogger(__name__)
 
 OPERATION = "xendpy-receive"
-FEATURES = ("v1", *sums.offered())
+FEATURES = ("v1", *sums.offered(), *packing.offered())
+PLAIN = ("v1", *sums.offered(), *packing.offered(compress=False))  # without being asked
 _REQUEST = re.compile(
     rf"\({OPERATION} \(version (?P<version>\d+)\) \(id (?P<id>[0-9a-f]{{32}})\) "
     r"\(host-id (?P<host>[0-9a-f-]{36})\) \(features \((?P<features>[a-z0-9 -]*)\)\)\)"
@@ -47,7 +48,7 @@ class Request:
     features: tuple[str, ...]
 
 
-def opening(entry_id: str, own_host_id: str, features: Sequence[str] = FEATURES) -> bytes:
+def opening(entry_id: str, own_host_id: str, features: Sequence[str] = PLAIN) -> bytes:
     """Return the line by which a source opens a migration."""
     names = " ".join(features)
     return (
@@ -82,9 +83,12 @@ def ready_line(own_host_id: str, request: Request) -> bytes:
 
 def agree(channel: Channel, opened: bytes, ready: bytes) -> None:
     """Begin what both control lines say that both sides can do, on either side."""
-    features = re.search(rb"\(features \(([^()]*)\)\)", ready)
-    if features and sums.FEATURE.encode() in features[1].split():
+    found = re.search(rb"\(features \(([^()]*)\)\)", ready)
+    features = found[1].decode("ascii", "replace").split() if found else []
+    if sums.FEATURE in features:
         channel.sums = sums.FrameSums(opened, ready)
+    if packing.ZERO in features:
+        channel.packer = packing.Packer(compress=packing.ZSTD in features)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

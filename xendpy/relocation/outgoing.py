@@ -251,7 +251,7 @@ def _send_image(transfer: Transfer) -> int:
         if channel.readable():
             _expect(channel, FrameType.RECEIVED, ERROR_TIMEOUT_S)
             raise HandshakeError("the peer said received in the middle of the image")
-        count += frames.send_data(channel, pieces)
+        count += frames.send_image(channel, pieces, channel.packer)
 
     sender = transfer.sender(write)
     sender.send_memory()
