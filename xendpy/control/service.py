@@ -25,6 +25,8 @@ from xendpy.control import autostart, logs, wiring
 from xendpy.control.domain_methods import DomainMethods
 from xendpy.control.events import Event, EventKind
 from xendpy.control.guests import Guests
+from xendpy.control.libvirt.server import LibvirtServer
+from xendpy.control.libvirt.session import Host as LibvirtHost
 from xendpy.control.lifecycle import Lifecycle
 from xendpy.control.managed import ManagedDomains
 from xendpy.control.metrics import Metrics, MetricsServer
@@ -144,6 +146,16 @@ class Service:
         )
         self.migrations.on_end(self.metrics.ended)
         self.migrations.on_end(audit_migration)
+        self.libvirt = LibvirtServer(
+            LibvirtHost(
+                guests=self.guests,
+                transfers=self.transfers,
+                migrations=self.migrations,
+                relocation=lambda: wiring.relocation_settings(self._config, self._paths),
+                host_name=lambda: self._config.host_name or os.uname().nodename,
+                max_guest_memory_mib=lambda: self._config.max_guest_memory,
+            )
+        )
         self.relocation = RelocationServer(
             wiring.relocation_settings(config, paths),
             self._operations(config),
@@ -163,7 +175,7 @@ class Service:
 
     async def _serve(self, ready: Callable[[], None]) -> None:
         served = MetricsServer(self._config.metrics_address, self.metrics)
-        async with self.relocation, self.rpc, served:
+        async with self.relocation, self.rpc, self.libvirt, served:
             await self._listen_rpc()
             with self._signals():
                 log.info("driver %s, ready", self.guests.hypervisor.name)
@@ -190,6 +202,14 @@ class Service:
                 config.tcp_xmlrpc_port,
                 wiring.hosts_allow(config, paths),
                 wiring.rpc_tls(config, paths),
+            )
+        if config.libvirt_server:
+            await self.libvirt.listen_unix(paths.libvirt_dir)
+        if config.libvirt_tcp_server:
+            await self.libvirt.listen_tcp(
+                config.libvirt_tcp_address,
+                config.libvirt_tcp_port,
+                wiring.hosts_allow(config, paths),
             )
 
     async def _drain(self) -> None:

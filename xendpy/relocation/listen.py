@@ -54,10 +54,11 @@ def interface_address(name: str) -> str | None:
     return socket.inet_ntoa(IFREQ_IPV4.unpack(answer)[1])
 
 
-def listen_unix(path: Path) -> socket.socket:
+def listen_unix(path: Path, *, private: bool = True) -> socket.socket:
     """Return a listening, non-blocking unix socket at `path`, in a directory of mode 0700.
 
-    A socket left behind by a dead daemon is replaced, one that answers is not.
+    A socket left behind by a dead daemon is replaced, one that answers is not. `private` false:
+    the directory is shared with others, and keeps its mode.
 
     Raises:
         RelocationError: another daemon listens there, or the path cannot be used.
@@ -65,7 +66,8 @@ def listen_unix(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.parent.chmod(0o700)
+        if private:
+            path.parent.chmod(0o700)
         _clear(path)
         sock.bind(str(path))
         sock.listen(BACKLOG)

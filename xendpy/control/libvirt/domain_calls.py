@@ -1,0 +1,389 @@
+"""Procedures about guests: looking at them, and their coming and going."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from xendpy.control.libvirt.domain_xml import from_xml, to_xml
+from xendpy.control.libvirt.session import Handler, Procedure, Session
+from xendpy.control.libvirt.wire import Code
+from xendpy.control.libvirt.xdr import Reader, Writer
+from xendpy.control.new_config import new_config
+from xendpy.errors import DomainNotFound, RpcError
+from xendpy.guest.domain import DomainConfig, DomainState, DomainSummary, GuestType
+
+# virDomainState
+RUNNING, BLOCKED, PAUSED, SHUTDOWN, SHUTOFF, CRASHED = 1, 2, 3, 4, 5, 6
+_STATES = {
+    DomainState.RUNNING: RUNNING,
+    DomainState.BLOCKED: BLOCKED,
+    DomainState.PAUSED: PAUSED,
+    DomainState.SUSPENDED: PAUSED,
+    DomainState.INCOMING: PAUSED,
+    DomainState.SHUTDOWN: SHUTOFF,
+    DomainState.CRASHED: CRASHED,
+    DomainState.DYING: SHUTDOWN,
+}
+# virConnectListAllDomainsFlags, in groups: of each group that is asked for one must hold
+_ACTIVE, _INACTIVE, _PERSISTENT, _TRANSIENT = 0x1, 0x2, 0x4, 0x8
+_RUNNING, _PAUSED, _SHUTOFF, _OTHER = 0x10, 0x20, 0x40, 0x80
+_MANAGED_SAVE, _NO_MANAGED_SAVE, _AUTOSTART, _NO_AUTOSTART = 0x100, 0x200, 0x400, 0x800
+_NO_SNAPSHOT = 0x2000
+_START_PAUSED = 0x1
+_RESTORE_RUNNING, _RESTORE_PAUSED = 0x2, 0x4
+_SAVE_KNOWN = 0x1 | _RESTORE_RUNNING | _RESTORE_PAUSED  # bypass-cache changes nothing
+
+
+def state_of(guest: DomainSummary) -> int:
+    """Return a guest's state in libvirt's numbers."""
+    return SHUTOFF if guest.domid is None else _STATES[guest.state]
+
+
+def reason_of(session: Session, guest: DomainSummary) -> int:
+    """Return libvirt's reason for a guest's state, as far as it is known; 0 = unknown."""
+    state = state_of(guest)
+    if state == PAUSED and session.guests.operations.of(guest.uuid) == "being migrated":
+        return 2  # VIR_DOMAIN_PAUSED_MIGRATION
+    return {RUNNING: 1, PAUSED: 1, SHUTOFF: 0}.get(state, 0)
+
+
+async def find(session: Session, domain: tuple[str, str, int]) -> DomainSummary:
+    """Return the guest that a `nonnull_domain` means: the uuid counts."""
+    return await session.guests.get(domain[1])
+
+
+def add_domain(writer: Writer, guest: DomainSummary) -> Writer:
+    """Add a guest as a `nonnull_domain`: by its own name, also while it moves."""
+    return writer.domain(guest.config.name, guest.uuid, guest.domid)
+
+
+def is_persistent(session: Session, guest: DomainSummary) -> bool:
+    """Say whether the guest's configuration stays when it ends."""
+    return guest.domid == 0 or session.guests.managed.get(guest.uuid) is not None
+
+
+def _autostart(session: Session, guest: DomainSummary) -> bool:
+    config = session.guests.managed.get(guest.uuid)
+    return config is not None and config.text("on_xend_start", "ignore") == "start"
+
+
+def _has_managed_save(session: Session, guest: DomainSummary) -> bool:
+    return guest.domid is None and session.guests.managed.checkpoint(guest.uuid).exists()
+
+
+def _wanted(session: Session, guest: DomainSummary, flags: int) -> bool:
+    state = state_of(guest)
+    active, persistent = guest.domid is not None, is_persistent(session, guest)
+    saved, autostart = _has_managed_save(session, guest), _autostart(session, guest)
+    is_running = state in (RUNNING, BLOCKED)
+    groups = (
+        ((_ACTIVE, active), (_INACTIVE, not active)),
+        ((_PERSISTENT, persistent), (_TRANSIENT, not persistent)),
+        (
+            (_RUNNING, is_running),
+            (_PAUSED, state == PAUSED),
+            (_SHUTOFF, state == SHUTOFF),
+            (_OTHER, not is_running and state not in (PAUSED, SHUTOFF)),
+        ),
+        ((_MANAGED_SAVE, saved), (_NO_MANAGED_SAVE, not saved)),
+        ((_AUTOSTART, autostart), (_NO_AUTOSTART, not autostart)),
+    )
+    for group in groups:
+        asked = [holds for flag, holds in group if flags & flag]
+        if asked and not any(asked):
+            return False
+    return True
+
+
+async def _list_all(session: Session, args: Reader) -> Writer:
+    want_results, flags = args.i32(), args.u32()
+    guests = [item for item in await session.guests.guests() if _wanted(session, item, flags)]
+    writer = Writer().u32(len(guests) if want_results else 0)
+    for guest in guests if want_results else ():
+        add_domain(writer, guest)
+    return writer.u32(len(guests))
+
+
+async def _live_ids(session: Session, args: Reader) -> Writer:
+    live = [item.domid for item in await session.guests.live() if item.domid is not None]
+    return Writer().u32(len(live)).i32(*live)
+
+
+async def _live_count(session: Session, args: Reader) -> Writer:
+    return Writer().i32(len(await session.guests.live()))
+
+
+async def _defined(session: Session) -> list[str]:
+    return [item.name for item in await session.guests.guests() if item.domid is None]
+
+
+async def _defined_names(session: Session, args: Reader) -> Writer:
+    return Writer().strings(await _defined(session))
+
+
+async def _defined_count(session: Session, args: Reader) -> Writer:
+    return Writer().i32(len(await _defined(session)))
+
+
+async def _by_name(session: Session, args: Reader) -> Writer:
+    name = args.string()
+    for guest in await session.guests.guests():
+        if name in (guest.name, guest.config.name):
+            return add_domain(Writer(), guest)
+    raise DomainNotFound(f"no domain with matching name '{name}'")
+
+
+async def _by_id(session: Session, args: Reader) -> Writer:
+    number = args.i32()
+    for guest in await session.guests.live():
+        if guest.domid == number:
+            return add_domain(Writer(), guest)
+    raise DomainNotFound(f"no domain with matching id {number}")
+
+
+async def _by_uuid(session: Session, args: Reader) -> Writer:
+    return add_domain(Writer(), await session.guests.get(args.uuid()))
+
+
+async def _state(session: Session, args: Reader) -> Writer:
+    guest = await find(session, args.domain())
+    return Writer().i32(state_of(guest), reason_of(session, guest))
+
+
+async def _info(session: Session, args: Reader) -> Writer:
+    guest = await find(session, args.domain())
+    writer = Writer().i32(state_of(guest)).u64(guest.maxmem_mib << 10, guest.memory_mib << 10)
+    return writer.i32(guest.vcpus).u64(int(guest.cpu_time_s * 1e9))
+
+
+async def _xml(session: Session, args: Reader) -> Writer:
+    return Writer().string(to_xml(await find(session, args.domain())))
+
+
+async def _os_type(session: Session, args: Reader) -> Writer:
+    guest = await find(session, args.domain())
+    return Writer().string("hvm" if guest.config.guest_type is GuestType.HVM else "linux")
+
+
+async def _is_persistent(session: Session, args: Reader) -> Writer:
+    return Writer().i32(int(is_persistent(session, await find(session, args.domain()))))
+
+
+async def _is_active(session: Session, args: Reader) -> Writer:
+    return Writer().i32(int((await find(session, args.domain())).domid is not None))
+
+
+async def _get_autostart(session: Session, args: Reader) -> Writer:
+    return Writer().i32(int(_autostart(session, await find(session, args.domain()))))
+
+
+async def _set_autostart(session: Session, args: Reader) -> Writer:
+    guest, on = await find(session, args.domain()), args.i32()
+    config = session.guests.managed.get(guest.uuid)
+    if config is None:
+        raise RpcError(Code.OPERATION_INVALID, "cannot set autostart for transient domain")
+    changed = config.with_values(on_xend_start="start" if on else "ignore")
+    await session.guests.workers.quick(session.guests.managed.put, changed)
+    return Writer()
+
+
+async def _managed_save_there(session: Session, args: Reader) -> Writer:
+    return Writer().i32(int(_has_managed_save(session, await find(session, args.domain()))))
+
+
+async def _managed_save(session: Session, args: Reader) -> Writer:
+    await session.guests.suspend(args.domain()[1])
+    return Writer()
+
+
+async def _managed_save_remove(session: Session, args: Reader) -> Writer:
+    guest = await find(session, args.domain())
+    checkpoint = session.guests.managed.checkpoint(guest.uuid)
+    await session.guests.workers.quick(lambda: checkpoint.unlink(missing_ok=True))
+    return Writer()
+
+
+async def _messages(session: Session, args: Reader) -> Writer:
+    guest = await find(session, args.domain())
+    return Writer().strings([guest.note] if guest.note else [])
+
+
+async def _stats(session: Session, args: Reader) -> Writer:
+    wanted = {domain[1] for domain in args.items(args.domain)}
+    _kinds, flags = args.u32(), args.u32()
+    guests = [
+        item
+        for item in await session.guests.guests()
+        if (item.uuid in wanted if wanted else _wanted(session, item, flags & 0xFF))
+    ]
+    writer = Writer().u32(len(guests))
+    for guest in guests:
+        add_domain(writer, guest)
+        writer.typed_params(
+            [
+                ("state.state", state_of(guest)),
+                ("state.reason", reason_of(session, guest)),
+                ("cpu.time", int(guest.cpu_time_s * 1e9)),
+                ("balloon.current", guest.memory_mib << 10),
+                ("balloon.maximum", guest.maxmem_mib << 10),
+                ("vcpu.current", guest.online_vcpus),
+                ("vcpu.maximum", guest.vcpus),
+            ]
+        )
+    return writer
+
+
+# Coming and going
+
+
+async def _run(session: Session, config: DomainConfig, *, paused: bool) -> DomainSummary:
+    guest = await session.guests.create(config)
+    if not paused:
+        await session.guests.unpause(guest.uuid)
+    return await session.guests.get(guest.uuid)
+
+
+async def _create_xml(session: Session, args: Reader) -> Writer:
+    xml, flags = args.string(), args.u32()
+    config = new_config(from_xml(xml))
+    return add_domain(Writer(), await _run(session, config, paused=bool(flags & _START_PAUSED)))
+
+
+async def _define(session: Session, args: Reader) -> Writer:
+    return add_domain(Writer(), await session.guests.new(new_config(from_xml(args.string()))))
+
+
+async def _start(session: Session, args: Reader) -> Writer:
+    await session.guests.start(args.domain()[1])
+    return Writer()
+
+
+async def _start_flags(session: Session, args: Reader) -> Writer:
+    domain, flags = args.domain(), args.u32()
+    if flags & ~_START_PAUSED:
+        raise unsupported(flags & ~_START_PAUSED)
+    await session.guests.start(domain[1], paused=bool(flags & _START_PAUSED))
+    return add_domain(Writer(), await session.guests.get(domain[1]))
+
+
+def unsupported(flags: int) -> RpcError:
+    """Return the error for flags that are not known here: they are never ignored."""
+    return RpcError(Code.ARGUMENT_UNSUPPORTED, f"unsupported flags (0x{flags:x})")
+
+
+async def _undefine(session: Session, args: Reader) -> Writer:
+    guest = await find(session, args.domain())
+    if guest.domid is not None and session.guests.managed.get(guest.uuid) is not None:
+        await session.guests.workers.quick(session.guests.managed.remove, guest.uuid)
+    else:
+        await session.guests.delete(guest.uuid)
+    return Writer()
+
+
+async def _suspend(session: Session, args: Reader) -> Writer:
+    uuid = args.domain()[1]
+    if not session.host.transfers.hurry(uuid):  # virsh migrate --timeout stops the guest so
+        await session.guests.pause(uuid)
+    return Writer()
+
+
+def _on_guest(
+    act: Callable[[Session, str], Awaitable[None]], *, flags: int | None = None
+) -> Handler:
+    """Return the handler of a procedure with a domain, and flags of which `flags` are known."""
+
+    async def handler(session: Session, args: Reader) -> Writer:
+        domain = args.domain()
+        given = args.u32() if flags is not None else 0
+        if given & ~(flags or 0):
+            raise unsupported(given & ~(flags or 0))
+        await act(session, domain[1])
+        return Writer()
+
+    return handler
+
+
+async def _save(session: Session, args: Reader) -> Writer:
+    domain, path = args.domain(), args.string()
+    await session.guests.save(domain[1], path)
+    return Writer()
+
+
+async def _save_flags(session: Session, args: Reader) -> Writer:
+    domain, path, xml, flags = args.domain(), args.string(), args.opt_string(), args.u32()
+    if xml is not None:
+        raise RpcError(Code.ARGUMENT_UNSUPPORTED, "another configuration cannot be saved")
+    if flags & ~_SAVE_KNOWN:
+        raise unsupported(flags & ~_SAVE_KNOWN)
+    await session.guests.save(domain[1], path)
+    return Writer()
+
+
+async def _restore(session: Session, args: Reader) -> Writer:
+    await session.guests.restore(args.string())
+    return Writer()
+
+
+async def _restore_flags(session: Session, args: Reader) -> Writer:
+    path, xml, flags = args.string(), args.opt_string(), args.u32()
+    if xml is not None:
+        raise RpcError(Code.ARGUMENT_UNSUPPORTED, "another configuration cannot be restored")
+    if flags & ~_SAVE_KNOWN:
+        raise unsupported(flags & ~_SAVE_KNOWN)
+    await session.guests.restore(path, paused=bool(flags & _RESTORE_PAUSED))
+    return Writer()
+
+
+_shutdown = _on_guest(lambda session, uuid: session.guests.shutdown(uuid))
+_destroy = _on_guest(lambda session, uuid: session.guests.destroy(uuid))
+_resume = _on_guest(lambda session, uuid: session.guests.unpause(uuid))
+
+TABLE = {
+    9: Procedure("DOMAIN_CREATE", _start),
+    10: Procedure("DOMAIN_CREATE_XML", _create_xml),
+    11: Procedure("DOMAIN_DEFINE_XML", _define),
+    12: Procedure("DOMAIN_DESTROY", _destroy),
+    14: Procedure("DOMAIN_GET_XML_DESC", _xml, True),
+    15: Procedure("DOMAIN_GET_AUTOSTART", _get_autostart, True),
+    16: Procedure("DOMAIN_GET_INFO", _info, True),
+    19: Procedure("DOMAIN_GET_OS_TYPE", _os_type, True),
+    21: Procedure("CONNECT_LIST_DEFINED_DOMAINS", _defined_names, True),
+    22: Procedure("DOMAIN_LOOKUP_BY_ID", _by_id, True),
+    23: Procedure("DOMAIN_LOOKUP_BY_NAME", _by_name, True),
+    24: Procedure("DOMAIN_LOOKUP_BY_UUID", _by_uuid, True),
+    25: Procedure("CONNECT_NUM_OF_DEFINED_DOMAINS", _defined_count, True),
+    27: Procedure(
+        "DOMAIN_REBOOT", _on_guest(lambda session, uuid: session.guests.reboot(uuid), flags=0)
+    ),
+    28: Procedure("DOMAIN_RESUME", _resume),
+    29: Procedure("DOMAIN_SET_AUTOSTART", _set_autostart),
+    33: Procedure("DOMAIN_SHUTDOWN", _shutdown),
+    34: Procedure("DOMAIN_SUSPEND", _suspend),
+    35: Procedure("DOMAIN_UNDEFINE", _undefine),
+    37: Procedure("CONNECT_LIST_DOMAINS", _live_ids, True),
+    51: Procedure("CONNECT_NUM_OF_DOMAINS", _live_count, True),
+    54: Procedure("DOMAIN_RESTORE", _restore),
+    55: Procedure("DOMAIN_SAVE", _save),
+    150: Procedure("DOMAIN_IS_ACTIVE", _is_active, True),
+    151: Procedure("DOMAIN_IS_PERSISTENT", _is_persistent, True),
+    182: Procedure("DOMAIN_MANAGED_SAVE", _managed_save),
+    183: Procedure("DOMAIN_HAS_MANAGED_SAVE_IMAGE", _managed_save_there, True),
+    184: Procedure("DOMAIN_MANAGED_SAVE_REMOVE", _managed_save_remove),
+    196: Procedure("DOMAIN_CREATE_WITH_FLAGS", _start_flags),
+    212: Procedure("DOMAIN_GET_STATE", _state, True),
+    231: Procedure("DOMAIN_UNDEFINE_FLAGS", _undefine),
+    232: Procedure("DOMAIN_SAVE_FLAGS", _save_flags),
+    233: Procedure("DOMAIN_RESTORE_FLAGS", _restore_flags),
+    234: Procedure(
+        "DOMAIN_DESTROY_FLAGS",
+        _on_guest(lambda session, uuid: session.guests.destroy(uuid), flags=1),
+    ),
+    258: Procedure(
+        "DOMAIN_SHUTDOWN_FLAGS",
+        _on_guest(lambda session, uuid: session.guests.shutdown(uuid), flags=0),
+    ),
+    273: Procedure("CONNECT_LIST_ALL_DOMAINS", _list_all, True),
+    344: Procedure("CONNECT_GET_ALL_DOMAIN_STATS", _stats, True),
+    350: Procedure("DOMAIN_DEFINE_XML_FLAGS", _define),
+    426: Procedure("DOMAIN_GET_MESSAGES", _messages, True),
+}

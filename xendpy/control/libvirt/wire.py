@@ -1,0 +1,119 @@
+"""Packets of libvirt's RPC: a length, a header of six words, a body.
+
+Source: libvirt's src/rpc/virnetprotocol.x (facts). The length counts itself. Replies repeat
+program, version, procedure and serial; events and keepalive are messages with serial 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from struct import Struct
+
+from xendpy.control.libvirt.xdr import Writer
+from xendpy.errors import RpcError
+
+LENGTH = Struct(">I")
+HEADER = Struct(">IIiiIi")  # program, version, procedure, type, serial, status
+MAX_PACKET = (32 << 20) + 4  # VIR_NET_MESSAGE_MAX, and the length itself
+
+REMOTE_PROGRAM = 0x20008086
+KEEPALIVE_PROGRAM = 0x6B656570
+VERSION = 1
+PING, PONG = 1, 2
+
+
+class Type(IntEnum):
+    CALL = 0
+    REPLY = 1
+    MESSAGE = 2
+    STREAM = 3
+    CALL_WITH_FDS = 4
+    REPLY_WITH_FDS = 5
+
+
+class Status(IntEnum):
+    OK = 0
+    ERROR = 1
+    CONTINUE = 2
+
+
+class Code(IntEnum):
+    """libvirt's error numbers that are used here. [virterror.h]"""
+
+    INTERNAL_ERROR = 1
+    NO_SUPPORT = 3
+    INVALID_ARG = 8
+    OPERATION_FAILED = 9
+    NO_DOMAIN = 42
+    NO_STORAGE_POOL = 49
+    NO_STORAGE_VOL = 50
+    OPERATION_INVALID = 55
+    ARGUMENT_UNSUPPORTED = 74
+    OPERATION_ABORTED = 78
+    OPERATION_DENIED = 29
+
+
+FROM_XEN, FROM_STORAGE = 1, 18  # where an error comes from
+LEVEL_ERROR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One message; `body` is its XDR part."""
+
+    program: int
+    version: int
+    procedure: int
+    type: int
+    serial: int
+    status: int
+    body: bytes
+
+    def encode(self) -> bytes:
+        """Return the bytes that cross the wire."""
+        header = HEADER.pack(
+            self.program, self.version, self.procedure, self.type, self.serial, self.status
+        )
+        return LENGTH.pack(LENGTH.size + HEADER.size + len(self.body)) + header + self.body
+
+    def reply(self, body: bytes) -> Packet:
+        """Return the answer to a call."""
+        return replace(self, type=Type.REPLY, status=Status.OK, body=body)
+
+    def error(self, error: RpcError) -> Packet:
+        """Return the error that answers a call."""
+        return replace(self, type=Type.REPLY, status=Status.ERROR, body=error_body(error))
+
+
+def message(procedure: int, body: bytes, program: int = REMOTE_PROGRAM) -> Packet:
+    """Return a packet that answers nothing: an event, or a keepalive."""
+    return Packet(program, VERSION, procedure, Type.MESSAGE, 0, Status.OK, body)
+
+
+def error_body(error: RpcError) -> bytes:
+    """Return a `remote_error`."""
+    storage = error.code in (Code.NO_STORAGE_POOL, Code.NO_STORAGE_VOL)
+    writer = Writer().i32(error.code, FROM_STORAGE if storage else FROM_XEN)
+    writer.opt_string(error.reason).i32(LEVEL_ERROR)
+    writer.u32(0)  # no domain
+    writer.opt_string("%s").opt_string(error.reason).opt_string(None)
+    return writer.i32(0, 0).u32(0).data()  # int1, int2, no network
+
+
+async def read_packet(reader: asyncio.StreamReader) -> Packet | None:
+    """Return the next packet, None at the peer's end.
+
+    Raises:
+        RpcError: a length that cannot be; nothing behind it can be read.
+    """
+    try:
+        (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+        if not LENGTH.size + HEADER.size <= length <= MAX_PACKET:
+            raise RpcError(Code.INVALID_ARG, f"a packet of {length} bytes")
+        data = await reader.readexactly(length - LENGTH.size)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    program, version, procedure, kind, serial, status = HEADER.unpack_from(data)
+    return Packet(program, version, procedure, kind, serial, status, data[HEADER.size :])
