@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from xendpy import sxp
 from xendpy.config import LoadedConfig, Warning, load, options
 from xendpy.errors import ConfigError
 from xendpy.paths import Paths
+from xendpy.relocation.pki import RENEW_BEFORE, PkiError, read
+from xendpy.relocation.tls import CA_OPTION, CERTIFICATE_OPTION, KEY_OPTION, TlsServer, named_file
 
 EX_CONFIG = 78
 SECRETS = ("vncpasswd",)  # the listing may end in a bug report
@@ -30,7 +33,8 @@ def run(paths: Paths) -> int:
     print(f"# {paths.config_file}")
     for line in _listing(loaded):
         print(line)
-    for warning in (*loaded.warnings, *check_environment(paths)):
+    warnings = (*loaded.warnings, *check_environment(paths), *check_tls(loaded, paths))
+    for warning in warnings:
         place = f"{paths.config_file}:{warning.line}" if warning.line else str(paths.config_file)
         print(f"Warning: {place}: {warning.text}", file=sys.stderr)
     return 0
@@ -82,6 +86,44 @@ def check_environment(
             text = f"{state} is inside {exported}, which {exports} exports: export only the images"
             found.append(Warning(0, text))
     return found
+
+
+def check_tls(
+    loaded: LoadedConfig, paths: Paths, now: datetime | None = None
+) -> Iterator[Warning]:
+    """Yield what will keep TLS from working, and what is about to."""
+    config, origins = loaded.config, loaded.origins
+    try:
+        TlsServer.of(config, paths)
+    except ConfigError as error:
+        yield Warning(origins.get(error.option) or 0, f"the daemon would not start: {error}")
+    moment = now or datetime.now(UTC)
+    named = (
+        (config.relocation_ssl_cert, CERTIFICATE_OPTION),
+        (config.relocation_tls_ca, CA_OPTION),
+    )
+    for name, option in named:
+        if name:
+            yield from _expiry(named_file(name, paths), origins.get(option) or 0, moment)
+    key = named_file(config.relocation_ssl_key, paths)
+    if config.relocation_ssl_key and key.exists() and key.stat().st_mode & 0o077:
+        yield Warning(origins.get(KEY_OPTION) or 0, f"{key} can be read by others: chmod 600")
+    if config.relocation_require_tls and not config.relocation_ssl_server:
+        line = origins.get("xendpy-relocation-require-tls") or 0
+        yield Warning(line, "no guest can come in: TLS is required and its server is off")
+
+
+def _expiry(path: Path, line: int, now: datetime) -> Iterator[Warning]:
+    try:
+        certificate = read(path)
+    except PkiError as error:
+        yield Warning(line, str(error))
+        return
+    days = certificate.days_left(now)
+    if days < 0:
+        yield Warning(line, f"{path} expired on {certificate.not_after:%Y-%m-%d}")
+    elif certificate.not_after - now < RENEW_BEFORE:
+        yield Warning(line, f"{path} expires in {days} days: `xend pki renew`")
 
 
 def _file_system(path: Path, mounts: Path) -> str:

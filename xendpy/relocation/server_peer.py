@@ -83,14 +83,16 @@ async def converse(peer: Peer, operations: Operations, timeout_s: float) -> Rece
     handshake = Handshake(ops=tuple(operations))
     async with asyncio.timeout(timeout_s):
         while data := await loop.sock_recv(peer.sock, CONTROL_PIECE):
-            for action in handshake.feed(data):
-                match action:
-                    case Reply():
-                        await loop.sock_sendall(peer.sock, action.data)
-                    case Close():
-                        return None
-                    case Receive():
-                        return action
+            actions = handshake.feed(data)
+            # Together: a flood of bad requests costs one write for each piece that comes.
+            replies = b"".join(action.data for action in actions if isinstance(action, Reply))
+            if replies:
+                await loop.sock_sendall(peer.sock, replies)
+            match actions[-1] if actions else None:
+                case Close():
+                    return None
+                case Receive() as request:
+                    return request
     return None
 
 

@@ -1,0 +1,125 @@
+"""How soon the relocation port answers `help`, idle and while others do their worst.
+
+    python -m tests.bench.bench_listener
+
+Each row is 200 questions, each on a connection of its own, from another process than the daemon.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+QUESTIONS = 200
+PORT_WAIT_S = 30.0
+
+
+def main() -> None:
+    print(
+        f"{os.cpu_count()} cpus, Python {platform.python_version()}, {QUESTIONS} x connect + help;"
+        " milliseconds"
+    )
+    print(f"{'while':<34} {'min':>8} {'median':>8} {'p99':>8} {'max':>8}")
+    for name, attack in ATTACKS.items():
+        with tempfile.TemporaryDirectory() as root:
+            _row(name, attack, Path(root))
+
+
+def _row(name: str, attack: Callable[[int, threading.Event], None], root: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    near, far = context.Pipe()
+    server = context.Process(target=_serve, args=(str(root), far), daemon=True)
+    server.start()
+    port = near.recv() if near.poll(PORT_WAIT_S) else sys.exit("the host does not start")
+    stop = threading.Event()
+    thread = threading.Thread(target=attack, args=(port, stop))
+    thread.start()
+    try:
+        times_ms = sorted(_ask(port) * 1000 for _ in range(QUESTIONS))
+    finally:
+        stop.set()
+        thread.join()
+        near.send(None)
+        server.join()
+    print(
+        f"{name:<34} {times_ms[0]:8.2f} {statistics.median(times_ms):8.2f}"
+        f" {times_ms[len(times_ms) * 99 // 100]:8.2f} {times_ms[-1]:8.2f}"
+    )
+
+
+def _serve(root: str, pipe: object) -> None:
+    import asyncio
+    import logging
+
+    import uvloop
+
+    from tests.peers.relocation_host import receiving
+
+    logging.disable(logging.CRITICAL)
+
+    async def run() -> None:
+        settings = {"max_connections": 1024, "max_connections_per_peer": 1000, "max_incoming": 8}
+        async with receiving(Path(root), **settings) as host:
+            pipe.send(host.server.port)  # type: ignore[attr-defined]  # a Connection
+            await asyncio.to_thread(pipe.recv)  # type: ignore[attr-defined]  # a Connection
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+
+def _ask(port: int) -> float:
+    began_s = time.perf_counter()
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        sock.sendall(b"help\n")
+        assert sock.recv(100).startswith(b"(ok (help")
+    return time.perf_counter() - began_s
+
+
+def _idle(port: int, stop: threading.Event) -> None:
+    stop.wait()
+
+
+def _slow_loris(port: int, stop: threading.Event) -> None:
+    socks = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(500)]
+    while not stop.wait(0.05):
+        for sock in socks:
+            with suppress(OSError):
+                sock.send(b" ")
+    for sock in socks:
+        sock.close()
+
+
+def _flood(port: int, stop: threading.Event) -> None:
+    while not stop.is_set():
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 10) as sock:
+            sock.send(b"x\n" * 50)
+
+
+def _stalled(port: int, stop: threading.Event) -> None:
+    socks = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(8)]
+    for sock in socks:
+        sock.sendall(b"receive\nLinuxGuestRecord")
+    stop.wait()
+    for sock in socks:
+        sock.close()
+
+
+ATTACKS = {
+    "idle": _idle,
+    "500 connections trickle blanks": _slow_loris,
+    "one thread connects and errs": _flood,
+    "8 migrations stall in their config": _stalled,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""`xm migrate --ssl` between daemons that are processes, each verifying the other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import Authority
+from tests.peers.hosts import NAMES, Host, free_port, remove_guests, until
+
+pytestmark = pytest.mark.timeout(120)
+
+LINES = """\
+(xend-relocation-ssl-server yes)
+(xend-relocation-ssl-port {tls_port})
+(xend-relocation-server-ssl-key-file {cert}.key)
+(xend-relocation-server-ssl-cert-file {cert}.pem)
+(xendpy-relocation-tls-ca ca.pem)
+{more}
+"""
+
+
+@contextmanager
+def secured(
+    directory: Path, *, more: str = "", there: str = "et-virt08"
+) -> Iterator[tuple[Host, Host]]:
+    """Run both hosts with certificates of one CA; the second shows that of `there`."""
+    authority = Authority(directory / "pki")
+    for name in {*NAMES, there}:
+        authority.issue(name)
+    port, tls_port = free_port(), free_port()
+    hosts = [Host(name, directory / name, address, port) for name, address in NAMES.items()]
+    peers = "".join(f"(xendpy-peer {name} (address {ip}))\n" for name, ip in NAMES.items())
+    try:
+        for host, cert in zip(hosts, ("et-virt07", there), strict=True):
+            shutil.copytree(authority.pki.directory, host.root / "etc/xen")
+            host.configure(peers, LINES.format(tls_port=tls_port, cert=cert, more=more))
+            host.start()
+        yield hosts[0], hosts[1]
+    finally:
+        for host in hosts:
+            remove_guests(host)
+            host.stop()
+
+
+def test_a_guest_goes_there_and_back_over_tls_only(tmp_path: Path) -> None:
+    with secured(tmp_path, more="(xendpy-relocation-require-tls yes)") as (here, there):
+        here.create()
+        here.xm("migrate", "--live", "--ssl", "testvm1", "et-virt08")
+        until(lambda: there.guests() == ["testvm1"], "the guest is there")
+        assert here.guests() == []
+        # The way back needs no word: the plain port is closed on both.
+        there.xm("migrate", "--live", "testvm1", "et-virt07")
+        until(lambda: here.guests() == ["testvm1"], "the guest is back")
+        assert all(entry["tls"] for entry in here.journal() if entry["direction"] == "out")
+        for host in (here, there):
+            log = host.log()
+            assert "tls=TLSv1.3" in log
+            assert "over TLS" in log and f"listening on {host.address}:{host.port}\n" not in log
+            assert "event=relocation direction=in" in log and "result=done" in log
+
+
+def test_a_host_with_another_s_certificate_gets_no_guest(tmp_path: Path) -> None:
+    with secured(tmp_path, there="impostor") as (here, there):
+        here.create()
+        done = here.xm("migrate", "--live", "--ssl", "testvm1", "et-virt08", check=False)
+        assert done.returncode == 1
+        assert "the certificate is for impostor, not for et-virt08 or 127.0.0.2" in done.stderr
+        assert (here.guests(), there.guests()) == (["testvm1"], [])
