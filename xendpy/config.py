@@ -292,6 +292,7 @@ class XendConfig:
     libvirt_tcp_server: bool = option("xendpy-libvirt-tcp-server", parse_bool, False, "Serve virsh over TCP, unencrypted, behind xend-relocation-hosts-allow.")
     libvirt_tcp_address: str = option("xendpy-libvirt-tcp-address", parse_str, "", "Address of that server; empty = every IPv4 interface.")
     libvirt_tcp_port: int = option("xendpy-libvirt-tcp-port", parse_port, 16509, "Port of that server.")
+    on_no_logdirty: str = option("xendpy-on-no-logdirty", parse_choice("refuse", "pause"), "refuse", "A live migration of a guest whose hypervisor keeps no log of dirty pages (xl): refuse it, or pause the guest while it is sent.")
     guest_paths: str = option("xendpy-guest-paths", parse_directories, "/var/lib/libvirt/images /var/lib/xen/images /dev", "Directories, separated by spaces, below which the disks and kernels of guests that come in must lie (xl).")
     peers: tuple[PeerRow, ...] = ()
     maps: tuple[MapRow, ...] = ()

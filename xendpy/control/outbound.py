@@ -8,10 +8,11 @@ hand-over with an acknowledgement of every step; a xend gets xend's, and is beli
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from xendpy.config import XendConfig
 from xendpy.control.watch import OutgoingWatch, total_pages
@@ -24,12 +25,13 @@ from xendpy.errors import (
     XendError,
 )
 from xendpy.guest.domain import Domain, DomainConfig
-from xendpy.hypervisor.base import Hypervisor, PageSource
+from xendpy.hypervisor.base import Hypervisor, PageSource, RecordSource
 from xendpy.hypervisor.testguest import is_test_guest
 from xendpy.migration.handover import Direction, Entry, Journal, Step
+from xendpy.migration.native import LegacySource, NativeEncoder
 from xendpy.migration.preflight import Check, Status, gather_facts
 from xendpy.migration.progress import MigrationProgress, MigrationState
-from xendpy.migration.send import CancelToken, MigrationPlan
+from xendpy.migration.send import CancelToken, Encoder, MigrationPlan, has_pages
 from xendpy.paths import Paths
 from xendpy.relocation import frames, incoming, resolve
 from xendpy.relocation.channel import Channel
@@ -43,6 +45,7 @@ from xendpy.stream.legacy_encode import LegacyEncoder
 from xendpy.stream.xend import encode_envelope
 
 NEWEST_RELEASE = "4.2+"
+Source: TypeAlias = PageSource | RecordSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,15 +182,27 @@ class Dialler:
             self._connect(order.peer) as channel,
             self._hypervisor.save(order.domain, migration_id=outgoing.entry.id) as opened,
         ):
-            assert self._hypervisor.capabilities().page_access
-            source = cast(PageSource, opened)
+            source = opened
+            self._check_live(order)
             outgoing.cancel.on_cancel(lambda: _wake(channel, source))
             outgoing.cancel.check()
             if incoming.OPERATION in operations(channel):
                 return self._send_to_xendpy(outgoing, channel, source)
             return self._send_to_xend(outgoing, channel, source)
 
-    def _send_to_xend(self, outgoing: Outgoing, channel: Channel, source: PageSource) -> Outcome:
+    def _check_live(self, order: Order) -> None:
+        """Refuse to stop, for as long as its memory takes, a guest that was to go on running."""
+        if not order.plan.live or self._config().on_no_logdirty == "pause":
+            return
+        can = self._hypervisor.capabilities()
+        if can.runs_guests and not can.page_access and not can.live_save:
+            raise MigrationError(
+                f"{order.config.name} cannot be sent while it runs: the {self._hypervisor.name}"
+                " driver has no log of dirty pages; without --live, or with"
+                " (xendpy-on-no-logdirty pause), it stands still while it is sent"
+            )
+
+    def _send_to_xend(self, outgoing: Outgoing, channel: Channel, source: Source) -> Outcome:
         order = outgoing.order
         if order.peer.tls:
             raise MigrationError(_no_verdict(order.peer))
@@ -199,23 +214,25 @@ class Dialler:
         transfer = self._transfer(outgoing, channel, source, spoken)
         return send_to_xend(transfer)
 
-    def _send_to_xendpy(self, outgoing: Outgoing, channel: Channel, source: PageSource) -> Outcome:
-        host_id = self._open(channel, outgoing.entry.id)
+    def _send_to_xendpy(self, outgoing: Outgoing, channel: Channel, source: Source) -> Outcome:
+        answer = self._open(channel, outgoing.entry.id)
+        host_id = resolve.field(answer, "host-id")
         entry = self._journal.learn_peer(
             outgoing.entry.id, Direction.OUT, host_id, local=host_id == self._host_id
         )
         outgoing.entry = entry
-        transfer = self._transfer(outgoing, channel, source, dialect(NEWEST_RELEASE))
+        spoken = None if _takes_libxl(answer) else dialect(NEWEST_RELEASE)
+        transfer = self._transfer(outgoing, channel, source, spoken)
         return send_to_xendpy(transfer, self._plan(outgoing.order, dry_run=False))
 
     def _open(self, channel: Channel, entry_id: str) -> str:
-        """Open xendpy's own protocol and return the peer's host-id."""
+        """Open xendpy's own protocol and return the peer's answer."""
         opening = incoming.opening(entry_id, self._host_id)
         answer = ask(channel, opening)
         if not isinstance(answer, Ready) or answer.op != incoming.OPERATION:
             raise HandshakeError(f"the peer answered {answer}", peer=channel.peer)
         incoming.agree(channel, opening, f"{answer.text}\n".encode("latin-1"))
-        return resolve.field(answer.text, "host-id")
+        return answer.text
 
     def _plan(self, order: Order, *, dry_run: bool) -> dict[str, Any]:
         facts = gather_facts(order.config, self.host_name)
@@ -227,14 +244,16 @@ class Dialler:
         }
 
     def _transfer(
-        self, outgoing: Outgoing, channel: Channel, source: PageSource, spoken: Dialect
+        self, outgoing: Outgoing, channel: Channel, source: Source, spoken: Dialect | None
     ) -> Transfer:
+        """Return what is sent; `spoken` None = the peer takes a toolstack's own records."""
         config = outgoing.order.config
+        source, encoder = _spoken(source, spoken)
         xendpy = outgoing.entry.peer_host_id != ""
         return Transfer(
             channel=channel,
             source=source,
-            encoder=LegacyEncoder(spoken, config.guest_type),
+            encoder=encoder,
             envelope=config.encode() if xendpy else encode_envelope(config),
             journal=self._journal,
             entry=outgoing.entry,
@@ -315,7 +334,23 @@ def _no_verdict(peer: Peer) -> str:
     )
 
 
-def _wake(channel: Channel, source: PageSource) -> None:
+def _takes_libxl(answer: str) -> bool:
+    features = re.search(r"\(features \(([^()]*)\)\)", answer)
+    return features is not None and incoming.LIBXL in features[1].split()
+
+
+def _spoken(source: Source, spoken: Dialect | None) -> tuple[Source, Encoder]:
+    """Return the source as its peer understands it, and what writes its records."""
+    guest_type = source.config.guest_type
+    if has_pages(source):
+        return source, LegacyEncoder(spoken or dialect(NEWEST_RELEASE), guest_type)
+    records = cast(RecordSource, source)
+    if spoken is None:
+        return records, NativeEncoder(records)
+    return LegacySource(records), LegacyEncoder(spoken, guest_type)
+
+
+def _wake(channel: Channel, source: Source) -> None:
     channel.abort()
     source.cancel()
 

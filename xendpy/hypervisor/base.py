@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from xendpy.guest.domain import Domain, DomainConfig, DomainSummary, GuestType
@@ -137,6 +138,11 @@ class RecordSource(SaveSession, Protocol):
 
     @property
     def config(self) -> DomainConfig: ...
+
+    @property
+    def scratch(self) -> Path:
+        """A directory with room for what must be written down before it can be sent."""
+        ...
 
     def header(self) -> XlHeader:
         """Return what the toolstack's own format has before the records."""

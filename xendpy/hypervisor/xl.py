@@ -212,6 +212,7 @@ class XlHypervisor(XlGuests):
                 self._tool,
                 guest.domid,
                 config_of(guest, note),
+                self._spools,
                 lambda how, reason: self._left(guest, note, how, reason),
             )
             try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from xendpy.errors import HypervisorError, StreamTruncated
 from xendpy.guest.domain import DomainConfig, GuestType
@@ -31,9 +32,15 @@ class XlSource:
     """
 
     def __init__(
-        self, tool: Tool, domid: int, config: DomainConfig, ended: Callable[[str, str], None]
+        self,
+        tool: Tool,
+        domid: int,
+        config: DomainConfig,
+        scratch: Path,
+        ended: Callable[[str, str], None],
     ) -> None:
         self.config = config
+        self.scratch = scratch
         self._tool = tool
         self._domid = domid
         self._ended = ended

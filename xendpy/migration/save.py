@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeGuard
+from typing import Protocol
 
 from xendpy.hypervisor.base import PageSource, RecordSource
-from xendpy.migration.send import Encoder
+from xendpy.migration.send import Encoder, has_pages
 from xendpy.stream.records import Pages, Record
 
 
@@ -27,11 +27,6 @@ class SaveReport:
 
     nr_pages: int
     nr_bytes: int
-
-
-def has_pages(source: PageSource | RecordSource) -> TypeGuard[PageSource]:
-    """Say whether the source leaves reading the pages to us."""
-    return hasattr(source, "read")
 
 
 def save(

@@ -17,8 +17,8 @@ from xendpy.guest.domain import Domain, DomainConfig
 from xendpy.hypervisor.base import Hypervisor, PageSource, RecordSource
 from xendpy.hypervisor.xlsxp import parse_json
 from xendpy.migration.receive import FileSource, NoGuest, drive
-from xendpy.migration.save import SaveReport, has_pages, save
-from xendpy.migration.send import Encoder
+from xendpy.migration.save import SaveReport, save
+from xendpy.migration.send import Encoder, has_pages
 from xendpy.stream import libxl
 from xendpy.stream.legacy_dialect import LATEST_XEND
 from xendpy.stream.legacy_encode import LegacyEncoder

@@ -8,17 +8,35 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import chain
+from typing import Protocol, TypeGuard
 
 from xendpy.errors import MigrationAborted
-from xendpy.hypervisor.base import PageSource
+from xendpy.hypervisor.base import PageSource, RecordSource
 from xendpy.migration.precopy import PrecopyLimits, Suspended, precopy
 from xendpy.migration.progress import Round
-from xendpy.stream.records import Pages, Record
+from xendpy.stream.records import (
+    EmulatorContext,
+    EmulatorXenstore,
+    End,
+    HvmContext,
+    HvmParams,
+    OnlineVcpus,
+    Pages,
+    Record,
+    SharedInfo,
+    TscInfo,
+    VcpuContext,
+)
 
 Pieces = Sequence[bytes | memoryview]
+# The records with which a toolstack says that there are no more pages.
+TAIL = (
+    TscInfo, OnlineVcpus, SharedInfo, VcpuContext, HvmParams, HvmContext, EmulatorXenstore,
+    EmulatorContext, End,
+)  # fmt: skip
 
 
 class Encoder(Protocol):
@@ -129,17 +147,23 @@ class Pacer:
             self._wait(self._due_s - now_s)
 
 
+def has_pages(source: PageSource | RecordSource) -> TypeGuard[PageSource]:
+    """Say whether the source leaves reading the pages to us."""
+    return hasattr(source, "read")
+
+
 @dataclass(slots=True, kw_only=True)
 class Sender:
     """Sends one guest from `source` to `write`; one use."""
 
-    source: PageSource
+    source: PageSource | RecordSource
     encoder: Encoder
     write: Callable[[Pieces], None]
     plan: MigrationPlan
     observer: Observer
     cancel: CancelToken
     clock: Callable[[], float] = time.monotonic
+    _tail: Iterator[Record] = field(default_factory=lambda: iter(()), init=False)
 
     def send_memory(self) -> None:
         """Send everything up to the last page; then the guest stands still.
@@ -149,11 +173,27 @@ class Sender:
             MigrationAborted: somebody cancelled.
         """
         pacer = Pacer(self.plan.bandwidth_bytes_per_s, self.cancel.wait, self.clock)
-        for record in self.source.opening():
+        if has_pages(self.source):
+            self._send_pages(self.source, pacer)
+        else:
+            self._send_records(self.source, pacer)  # type: ignore[arg-type]  # TypeGuard: one way
+
+    def _send_records(self, source: RecordSource, pacer: Pacer) -> None:
+        """Send a toolstack's records up to the first that follows memory, which is kept."""
+        records = source.records()
+        for record in records:
+            if isinstance(record, TAIL):
+                self._tail = chain([record], records)
+                return
             self._send(record, pacer)
-        live = self.plan.live and self.source.live
+
+    def _send_pages(self, source: PageSource, pacer: Pacer) -> None:
+        for record in source.opening():
+            self._send(record, pacer)
+        self._tail = source.closing()
+        live = self.plan.live and source.live
         for item in precopy(
-            self.source,
+            source,
             self.plan.limits,
             self.clock,
             live=live,
@@ -174,7 +214,7 @@ class Sender:
     def send_tail(self) -> None:
         """Send what comes after memory, up to and including the end of the image."""
         pacer = Pacer(0, self.cancel.wait, self.clock)
-        for record in self.source.closing():
+        for record in self._tail:
             self._send(record, pacer)
 
     def _send(self, record: Record, pacer: Pacer) -> None:

@@ -31,8 +31,9 @@ from xendpy.stream.xend import decode_body
 log = logging.getLogger(__name__)
 
 OPERATION = "xendpy-receive"
-FEATURES = ("v1", *sums.offered(), *packing.offered())
-PLAIN = ("v1", *sums.offered(), *packing.offered(compress=False))  # without being asked
+LIBXL = "libxl"  # an image may be a libxl stream with the header of xl before it
+FEATURES = ("v1", LIBXL, *sums.offered(), *packing.offered())
+PLAIN = ("v1", LIBXL, *sums.offered(), *packing.offered(compress=False))  # without being asked
 _REQUEST = re.compile(
     rf"\({OPERATION} \(version (?P<version>\d+)\) \(id (?P<id>[0-9a-f]{{32}})\) "
     r"\(host-id (?P<host>[0-9a-f-]{36})\) \(features \((?P<features>[a-z0-9 -]*)\)\)\)"

@@ -20,7 +20,7 @@ from xendpy.errors import (
     StreamTruncated,
     XendError,
 )
-from xendpy.hypervisor.base import PageSource
+from xendpy.hypervisor.base import PageSource, RecordSource
 from xendpy.migration.handover import Direction, Entry, Journal, Step
 from xendpy.migration.precopy import PrecopyCancelled
 from xendpy.migration.send import CancelToken, Encoder, MigrationPlan, Observer, Pieces, Sender
@@ -57,7 +57,7 @@ class Transfer:
     """Everything one send needs; `entry` is journalled as SENDING already."""
 
     channel: Channel
-    source: PageSource
+    source: PageSource | RecordSource
     encoder: Encoder
     envelope: bytes
     journal: Journal

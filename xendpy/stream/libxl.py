@@ -73,10 +73,13 @@ class XlHeader:
     is_v2: bool
 
 
-def read_xl_header(limits: StreamLimits = DEFAULT_LIMITS) -> Steps[XlHeader]:
-    """Read the header that `xl save` and `xl migrate` put before the stream."""
-    start = yield from tell()
-    if (yield from take(len(XL_MAGIC))) != XL_MAGIC:
+def read_xl_header(limits: StreamLimits = DEFAULT_LIMITS, first: bytes = b"") -> Steps[XlHeader]:
+    """Read the header that `xl save` and `xl migrate` put before the stream.
+
+    `first`: what has been read of it already.
+    """
+    start = (yield from tell()) - len(first)
+    if first + (yield from take(len(XL_MAGIC) - len(first))) != XL_MAGIC:
         raise StreamError("not a save file of xl", offset=start)
     order, mandatory, _optional, length = yield from unpack(XL_HEADER)
     if order != XL_BYTE_ORDER:

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from struct import Struct
 
-from xendpy.errors import StreamError, StreamTruncated
+from xendpy.errors import StreamError, StreamTruncated, UnsupportedStream
 from xendpy.guest.domain import DomainConfig, GuestType
-from xendpy.stream import legacy, libxc, libxc_format
+from xendpy.stream import legacy, libxc, libxc_format, libxl
 from xendpy.stream.legacy_head import FIRST_BYTES
 from xendpy.stream.limits import DEFAULT_LIMITS, StreamLimits
 from xendpy.stream.steps import Steps, take, tell
@@ -66,9 +66,18 @@ def encode_envelope(config: DomainConfig) -> bytes:
 
 
 def decode_body(guest_type: GuestType, limits: StreamLimits = DEFAULT_LIMITS) -> Steps[None]:
-    """Decode the image behind an envelope, whichever format it has."""
+    """Decode the image behind an envelope, whichever format it has.
+
+    A libxl stream has xl's header before it, whose configuration is passed over: that of the
+    envelope was checked.
+    """
     first = yield from take(FIRST_BYTES)
-    if first == libxc_format.MARKER:
+    if first == libxl.XL_MAGIC[:FIRST_BYTES]:
+        header = yield from libxl.read_xl_header(limits, first)
+        if not header.is_v2:
+            raise UnsupportedStream("a legacy image behind a header of xl", format="xl")
+        yield from libxl.decode(guest_type, limits)
+    elif first == libxc_format.MARKER:
         yield from libxc.decode(first, guest_type, limits)
     else:
         yield from legacy.decode(first, guest_type, limits)
