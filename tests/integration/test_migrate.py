@@ -92,6 +92,14 @@ def test_offline_sends_every_page_once(here: Host, there: Host) -> None:
     assert goes_on(there)
 
 
+def test_what_need_not_be_sent_is_not(here: Host, there: Host) -> None:
+    here.create(memory=32)
+    here.xm("migrate", "--live", "--compress", "testvm1", "et-virt08")
+    assert goes_on(there)
+    numbers = ticks(there)
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+
+
 def test_to_the_host_it_is_on(here: Host) -> None:
     here.create()
     domid = here.xm("domid", "testvm1").stdout

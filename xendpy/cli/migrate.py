@@ -32,7 +32,7 @@ _LIMITS: Final = (
     ("bandwidth", "bandwidth", lambda text: int(float(text) * (1 << 20))),
     ("peer-release", "release", str),
 )
-_OURS: Final = (*(name for name, _, _ in _LIMITS), "progress", "json", "dry-run")
+_OURS: Final = (*(name for name, _, _ in _LIMITS), "compress", "progress", "json", "dry-run")
 
 
 def migrate(xm: Invocation) -> int:
@@ -88,7 +88,8 @@ def _request(xm: Invocation) -> dict[str, Any]:
 
 
 def _options(xm: Invocation) -> dict[str, Any]:
-    return {key: make(xm.options[name]) for name, key, make in _LIMITS if name in xm.options}
+    chosen = {key: make(xm.options[name]) for name, key, make in _LIMITS if name in xm.options}
+    return {**chosen, "compress": True} if xm.given("compress") else chosen
 
 
 class _Interrupts:

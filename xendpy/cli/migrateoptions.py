@@ -26,6 +26,10 @@ MIGRATE_OPTIONS: Final = (
         metavar="R",
         help="What an old xend at the target is: 3.1, 3.2, 3.4, 4.0, 4.1 or 4.2+.",
     ),
+    Option(
+        long="compress",
+        help="Compress with zstd where that is worth it and the peer can: pays on a slow link.",
+    ),
     Option(long="progress", help="Print a line a second, and a summary."),
     Option(
         long="json",

@@ -215,7 +215,7 @@ class Dialler:
         return send_to_xend(transfer)
 
     def _send_to_xendpy(self, outgoing: Outgoing, channel: Channel, source: Source) -> Outcome:
-        answer = self._open(channel, outgoing.entry.id)
+        answer = self._open(channel, outgoing.entry.id, outgoing.order.plan)
         host_id = resolve.field(answer, "host-id")
         entry = self._journal.learn_peer(
             outgoing.entry.id, Direction.OUT, host_id, local=host_id == self._host_id
@@ -225,9 +225,10 @@ class Dialler:
         transfer = self._transfer(outgoing, channel, source, spoken)
         return send_to_xendpy(transfer, self._plan(outgoing.order, dry_run=False))
 
-    def _open(self, channel: Channel, entry_id: str) -> str:
+    def _open(self, channel: Channel, entry_id: str, plan: MigrationPlan) -> str:
         """Open xendpy's own protocol and return the peer's answer."""
-        opening = incoming.opening(entry_id, self._host_id)
+        features = incoming.FEATURES if plan.compress else incoming.PLAIN
+        opening = incoming.opening(entry_id, self._host_id, features)
         answer = ask(channel, opening)
         if not isinstance(answer, Ready) or answer.op != incoming.OPERATION:
             raise HandshakeError(f"the peer answered {answer}", peer=channel.peer)
@@ -282,7 +283,7 @@ class Dialler:
                     checks.append(Check("tls", Status.OK, "encrypted; the peer is who it says"))
                 if incoming.OPERATION not in offered:
                     return [*checks, *_about_xend(order, offered)]
-                self._open(channel, entry_id)
+                self._open(channel, entry_id, order.plan)
                 checks.append(Check("protocol", Status.OK, "the peer is a xendpy host"))
                 return [*checks, *self._ask_checks(channel, order)]
         except ConfigError as error:

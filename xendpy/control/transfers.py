@@ -40,6 +40,7 @@ class MigrateOptions:
     limits: PrecopyLimits = field(default_factory=PrecopyLimits)
     bandwidth_bytes_per_s: int = 0
     release: str = ""
+    compress: bool = False
 
     @classmethod
     def parse(cls, value: dict[str, Any]) -> MigrateOptions:
@@ -50,7 +51,7 @@ class MigrateOptions:
         """
         known = {
             "max_downtime_s", "max_iterations", "timeout_s", "on_no_convergence", "bandwidth",
-            "release",
+            "release", "compress",
         }  # fmt: skip
         unknown = set(value) - known
         if unknown:
@@ -67,6 +68,7 @@ class MigrateOptions:
                 limits=limits,
                 bandwidth_bytes_per_s=int(value.get("bandwidth", 0)),
                 release=str(value.get("release", "")),
+                compress=bool(value.get("compress", False)),
             )
         except (ValueError, TypeError) as error:
             raise DomainError("", f"bad migration option: {error}") from error
@@ -186,6 +188,7 @@ class Transfers:
             limits=options.limits,
             bandwidth_bytes_per_s=options.bandwidth_bytes_per_s,
             verdict_timeout_s=config.verdict_timeout_s,
+            compress=options.compress,
         )
         peer = choose_peer(
             config,

@@ -57,12 +57,16 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationPlan:
-    """How a migration is to go; `bandwidth_bytes_per_s` 0 = as fast as it can."""
+    """How a migration is to go; `bandwidth_bytes_per_s` 0 = as fast as it can.
+
+    `compress`: offer it to a peer that can.
+    """
 
     live: bool
     limits: PrecopyLimits = field(default_factory=PrecopyLimits)
     bandwidth_bytes_per_s: int = 0
     verdict_timeout_s: float = 300.0
+    compress: bool = False
 
 
 class CancelToken:
