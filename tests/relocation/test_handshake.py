@@ -146,6 +146,12 @@ def test_requests_without_end_are_closed() -> None:
     assert close == Close()
 
 
+def test_a_peer_that_only_talks_nonsense_is_closed() -> None:
+    actions = Handshake().feed(b"bogus\n" * 50)
+    assert isinstance(actions[-1], Close)
+    assert len(actions) == 8 + 1 + 2  # eight, the one too many, why, and the end
+
+
 def test_wire_texts() -> None:
     assert ready("receive") == b"(ready receive)\n"
     assert OK == b"(ok)\n"

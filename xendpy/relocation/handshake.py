@@ -19,6 +19,7 @@ from xendpy.relocation.requests import IncrementalParser
 OK = b"(ok)\n"
 MAX_CONTROL = 1 << 16  # bytes of a whole control phase
 MAX_VALUE = 1 << 15  # bytes of one request
+MAX_BAD = 8  # requests that are none
 MAX_REQUESTS = 256  # before the one that takes over; each costs the server some 80 us
 MAX_DEPTH = 16
 MAX_TEXT = 900  # bytes of an error's text: xend >= 4.0 reads at most 1024 of the line
@@ -67,6 +68,7 @@ class Handshake:
         self._parser = IncrementalParser(max_depth=MAX_DEPTH, max_bytes=MAX_VALUE)
         self._taken = 0
         self._requests = 0
+        self._bad = 0
 
     def feed(self, data: bytes) -> list[Action]:
         """Return what to do about `data`; nothing more is fed after a Receive or a Close."""
@@ -77,6 +79,7 @@ class Handshake:
             try:
                 value = self._parser.next()
             except SxpError as error:
+                self._bad += 1
                 actions.append(Reply(error_reply(error.reason, kind=PARSE_ERROR)))
                 break
             if value is None:
@@ -88,6 +91,11 @@ class Handshake:
             actions.append(action)
             if not isinstance(action, Reply):
                 return actions
+            if self._bad > MAX_BAD:
+                break
+        if self._bad > MAX_BAD:
+            # Each costs a parse and an answer: whoever only sends such is not worth them.
+            return [*actions, *_enough(f"{MAX_BAD} bad requests")]
         if self._parser.ended:
             actions.append(Close())
         elif self._taken > MAX_CONTROL:
@@ -103,6 +111,7 @@ class Handshake:
             return Close()
         if isinstance(name, str) and name in self._ops:
             return Receive(name, _behind_line(self._parser.unread), value)
+        self._bad += 1
         shown = name if isinstance(name, str) else sxp.show(name)
         return Reply(error_reply(f"Invalid operation: {shown}"))
 

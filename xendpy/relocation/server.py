@@ -203,7 +203,7 @@ class RelocationServer:
             self._audit.refused(peer.label, Refusal.TIMEOUT, reason)
         except PeerRefused as error:
             name = f" ({error.peer})" if error.peer else ""
-            log.warning("Rejected connection from %s%s: %s", peer.label, name, error.reason)
+            log.warning("Rejected connection from %s%s: %s", peer.address, name, error.reason)
             self._audit.refused(peer.label, Refusal(error.rule), error.reason, name=error.peer)
         except (OSError, ChannelError) as error:
             log.debug("the connection of %s broke: %s", peer.label, error)
