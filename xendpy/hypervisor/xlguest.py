@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from xendpy import sxp
 from xendpy.errors import DomainError
@@ -205,7 +206,7 @@ class _Reader:
         )
         return found if all(found) else ()
 
-    def kernel(self) -> dict[str, str]:
+    def kernel(self) -> dict[str, Any]:
         """Return what boots the guest; a boot loader's copies died with the old host."""
         booted = {"cmdline": self.image("args")}
         if self._config.text("bootloader"):
@@ -216,7 +217,7 @@ class _Reader:
                 booted[key] = self._rules.kernel(self._config.name, path)
         return booted
 
-    def hvm(self) -> dict[str, object]:
+    def hvm(self) -> dict[str, Any]:  # the fields of XlGuest that only HVM has
         known = {key: self.image(key) for key in HVM_SWITCHES}
         return {
             "rtc_timeoffset": _number(self.image("rtc_timeoffset")),
