@@ -706,7 +706,7 @@ def test_command(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_every_command_has_a_case_or_a_test_of_its_own() -> None:
     tested = {found.name for case in CASES if (found := xm.find_command(case.argv.split()[0]))}
-    elsewhere = {"save", "restore", "create", "new", "console", "top"}
+    elsewhere = {"save", "restore", "create", "new", "console", "top", "convert"}
     assert set(COMMANDS) - tested == elsewhere - tested
 
 

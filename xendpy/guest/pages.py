@@ -78,7 +78,10 @@ def runs(pfns: Pfns) -> tuple[Pfns, Pfns]:
     """Return (first pfn, number of pages) of every run of neighbours, in the order given."""
     if not len(pfns):
         return pfns, pfns
-    cuts = np.flatnonzero(np.diff(pfns) != 1) + 1
+    steps = pfns[1:] - pfns[:-1] != 1
+    if not steps.any():
+        return pfns[:1], np.array([len(pfns)], np.uint64)
+    cuts = np.flatnonzero(steps) + 1
     starts = np.concatenate((np.zeros(1, np.intp), cuts))
     ends = np.concatenate((cuts, np.array([len(pfns)], np.intp)))
     return pfns[starts], (ends - starts).astype(np.uint64)

@@ -338,9 +338,11 @@ class Channel:
             timeout_s = min(timeout_s, self._until_s - time.monotonic())
             if timeout_s <= 0:
                 raise ChannelTimeout(doing, after_s=0, peer=self.peer)
-        with self._translated(doing, timeout_s):
+        try:
             self._bound(max(timeout_s, SHORTEST_S))
             result = call()
+        except OSError as error:
+            raise self._error(error, doing, timeout_s) from error
         if self._aborted.is_set():  # shutdown looks like the peer's end to a blocked recv
             raise ChannelAborted(f"cut while {doing}", peer=self.peer)
         return result
@@ -367,14 +369,17 @@ class Channel:
         try:
             yield
         except OSError as error:
-            if self._aborted.is_set():
-                raise ChannelAborted(f"cut while {doing}", peer=self.peer) from error
-            if isinstance(error, TimeoutError | BlockingIOError):
-                raise ChannelTimeout(doing, after_s=timeout_s, peer=self.peer) from error
-            reason = (error.strerror or str(error)).lower()
-            if isinstance(error, ssl.SSLError) and error.reason:
-                reason = f"TLS: {error.reason.replace('_', ' ').lower()}"
-            raise ChannelError(f"{reason} while {doing}", peer=self.peer) from error
+            raise self._error(error, doing, timeout_s) from error
+
+    def _error(self, error: OSError, doing: str, timeout_s: float) -> ChannelError:
+        if self._aborted.is_set():
+            return ChannelAborted(f"cut while {doing}", peer=self.peer)
+        if isinstance(error, TimeoutError | BlockingIOError):
+            return ChannelTimeout(doing, after_s=timeout_s, peer=self.peer)
+        reason = (error.strerror or str(error)).lower()
+        if isinstance(error, ssl.SSLError) and error.reason:
+            reason = f"TLS: {error.reason.replace('_', ' ').lower()}"
+        return ChannelError(f"{reason} while {doing}", peer=self.peer)
 
 
 def _rest(views: Sequence[memoryview], count: int) -> list[memoryview]:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from xendpy.control.libvirt.domain_xml import from_xml, to_xml
 from xendpy.control.libvirt.session import Handler, Procedure, Session
 from xendpy.control.libvirt.wire import Code
-from xendpy.control.libvirt.xdr import Reader, Writer
+from xendpy.control.libvirt.xdr import Kind, Param, Reader, Writer
 from xendpy.control.new_config import new_config
 from xendpy.errors import DomainNotFound, RpcError
 from xendpy.guest.domain import DomainConfig, DomainState, DomainSummary, GuestType
@@ -28,10 +28,13 @@ _STATES = {
 _ACTIVE, _INACTIVE, _PERSISTENT, _TRANSIENT = 0x1, 0x2, 0x4, 0x8
 _RUNNING, _PAUSED, _SHUTOFF, _OTHER = 0x10, 0x20, 0x40, 0x80
 _MANAGED_SAVE, _NO_MANAGED_SAVE, _AUTOSTART, _NO_AUTOSTART = 0x100, 0x200, 0x400, 0x800
-_NO_SNAPSHOT = 0x2000
+_SNAPSHOT, _NO_SNAPSHOT, _CHECKPOINT, _NO_CHECKPOINT = 0x1000, 0x2000, 0x4000, 0x8000
+_STATS_STATE, _STATS_CPU, _STATS_BALLOON, _STATS_VCPU = 0x1, 0x2, 0x4, 0x8
+_STATS_KNOWN = _STATS_STATE | _STATS_CPU | _STATS_BALLOON | _STATS_VCPU
+_STATS_ENFORCE = 0x80000000
 _START_PAUSED = 0x1
-_RESTORE_RUNNING, _RESTORE_PAUSED = 0x2, 0x4
-_SAVE_KNOWN = 0x1 | _RESTORE_RUNNING | _RESTORE_PAUSED  # bypass-cache changes nothing
+_UNDEFINE_MANAGED_SAVE = 0x1
+_RESTORE_PAUSED = 0x4
 
 
 def state_of(guest: DomainSummary) -> int:
@@ -49,7 +52,7 @@ def reason_of(session: Session, guest: DomainSummary) -> int:
 
 async def find(session: Session, domain: tuple[str, str, int]) -> DomainSummary:
     """Return the guest that a `nonnull_domain` means: the uuid counts."""
-    return await session.guests.get(domain[1])
+    return await session.view.find(domain[1])
 
 
 def add_domain(writer: Writer, guest: DomainSummary) -> Writer:
@@ -87,6 +90,8 @@ def _wanted(session: Session, guest: DomainSummary, flags: int) -> bool:
         ),
         ((_MANAGED_SAVE, saved), (_NO_MANAGED_SAVE, not saved)),
         ((_AUTOSTART, autostart), (_NO_AUTOSTART, not autostart)),
+        ((_SNAPSHOT, False), (_NO_SNAPSHOT, True)),  # there are none
+        ((_CHECKPOINT, False), (_NO_CHECKPOINT, True)),
     )
     for group in groups:
         asked = [holds for flag, holds in group if flags & flag]
@@ -97,7 +102,7 @@ def _wanted(session: Session, guest: DomainSummary, flags: int) -> bool:
 
 async def _list_all(session: Session, args: Reader) -> Writer:
     want_results, flags = args.i32(), args.u32()
-    guests = [item for item in await session.guests.guests() if _wanted(session, item, flags)]
+    guests = [item for item in await session.view.all() if _wanted(session, item, flags)]
     writer = Writer().u32(len(guests) if want_results else 0)
     for guest in guests if want_results else ():
         add_domain(writer, guest)
@@ -105,16 +110,16 @@ async def _list_all(session: Session, args: Reader) -> Writer:
 
 
 async def _live_ids(session: Session, args: Reader) -> Writer:
-    live = [item.domid for item in await session.guests.live() if item.domid is not None]
+    live = [item.domid for item in await session.view.live() if item.domid is not None]
     return Writer().u32(len(live)).i32(*live)
 
 
 async def _live_count(session: Session, args: Reader) -> Writer:
-    return Writer().i32(len(await session.guests.live()))
+    return Writer().i32(len(await session.view.live()))
 
 
 async def _defined(session: Session) -> list[str]:
-    return [item.name for item in await session.guests.guests() if item.domid is None]
+    return [item.name for item in await session.view.all() if item.domid is None]
 
 
 async def _defined_names(session: Session, args: Reader) -> Writer:
@@ -127,7 +132,7 @@ async def _defined_count(session: Session, args: Reader) -> Writer:
 
 async def _by_name(session: Session, args: Reader) -> Writer:
     name = args.string()
-    for guest in await session.guests.guests():
+    for guest in await session.view.all():
         if name in (guest.name, guest.config.name):
             return add_domain(Writer(), guest)
     raise DomainNotFound(f"no domain with matching name '{name}'")
@@ -135,14 +140,14 @@ async def _by_name(session: Session, args: Reader) -> Writer:
 
 async def _by_id(session: Session, args: Reader) -> Writer:
     number = args.i32()
-    for guest in await session.guests.live():
+    for guest in await session.view.live():
         if guest.domid == number:
             return add_domain(Writer(), guest)
     raise DomainNotFound(f"no domain with matching id {number}")
 
 
 async def _by_uuid(session: Session, args: Reader) -> Writer:
-    return add_domain(Writer(), await session.guests.get(args.uuid()))
+    return add_domain(Writer(), await session.view.find(args.uuid()))
 
 
 async def _state(session: Session, args: Reader) -> Writer:
@@ -210,27 +215,34 @@ async def _messages(session: Session, args: Reader) -> Writer:
 
 async def _stats(session: Session, args: Reader) -> Writer:
     wanted = {domain[1] for domain in args.items(args.domain)}
-    _kinds, flags = args.u32(), args.u32()
+    kinds, flags = args.u32(), args.u32()
+    unknown = kinds & ~_STATS_KNOWN
+    if unknown and flags & _STATS_ENFORCE:
+        raise RpcError(Code.ARGUMENT_UNSUPPORTED, f"Stats types bits {unknown:#x} are not there")
     guests = [
         item
-        for item in await session.guests.guests()
+        for item in await session.view.all()
         if (item.uuid in wanted if wanted else _wanted(session, item, flags & 0xFF))
     ]
     writer = Writer().u32(len(guests))
     for guest in guests:
         add_domain(writer, guest)
-        writer.typed_params(
-            [
-                ("state.state", state_of(guest)),
-                ("state.reason", reason_of(session, guest)),
-                ("cpu.time", int(guest.cpu_time_s * 1e9)),
-                ("balloon.current", guest.memory_mib << 10),
-                ("balloon.maximum", guest.maxmem_mib << 10),
-                ("vcpu.current", guest.online_vcpus),
-                ("vcpu.maximum", guest.vcpus),
-            ]
-        )
+        writer.typed_params(_stats_of(session, guest, kinds or _STATS_KNOWN))
     return writer
+
+
+def _stats_of(session: Session, guest: DomainSummary, kinds: int) -> list[Param]:
+    cpu_ns = max(0, int(guest.cpu_time_s * 1e9))
+    rows: tuple[tuple[int, str, Kind, int], ...] = (
+        (_STATS_STATE, "state.state", Kind.INT, state_of(guest)),
+        (_STATS_STATE, "state.reason", Kind.INT, reason_of(session, guest)),
+        (_STATS_CPU, "cpu.time", Kind.ULLONG, cpu_ns),
+        (_STATS_BALLOON, "balloon.current", Kind.ULLONG, guest.memory_mib << 10),
+        (_STATS_BALLOON, "balloon.maximum", Kind.ULLONG, guest.maxmem_mib << 10),
+        (_STATS_VCPU, "vcpu.current", Kind.UINT, guest.online_vcpus),
+        (_STATS_VCPU, "vcpu.maximum", Kind.UINT, guest.vcpus),
+    )
+    return [(name, kind, value) for group, name, kind, value in rows if kinds & group]
 
 
 # Coming and going
@@ -260,19 +272,24 @@ async def _start(session: Session, args: Reader) -> Writer:
 
 async def _start_flags(session: Session, args: Reader) -> Writer:
     domain, flags = args.domain(), args.u32()
-    if flags & ~_START_PAUSED:
-        raise unsupported(flags & ~_START_PAUSED)
     await session.guests.start(domain[1], paused=bool(flags & _START_PAUSED))
     return add_domain(Writer(), await session.guests.get(domain[1]))
 
 
-def unsupported(flags: int) -> RpcError:
-    """Return the error for flags that are not known here: they are never ignored."""
-    return RpcError(Code.ARGUMENT_UNSUPPORTED, f"unsupported flags (0x{flags:x})")
-
-
 async def _undefine(session: Session, args: Reader) -> Writer:
-    guest = await find(session, args.domain())
+    return await _forget(session, args.domain(), 0)
+
+
+async def _undefine_flags(session: Session, args: Reader) -> Writer:
+    return await _forget(session, args.domain(), args.u32())
+
+
+async def _forget(session: Session, domain: tuple[str, str, int], flags: int) -> Writer:
+    guest = await find(session, domain)
+    if _has_managed_save(session, guest) and not flags & _UNDEFINE_MANAGED_SAVE:
+        raise RpcError(
+            Code.OPERATION_INVALID, "Refusing to undefine while domain managed save image exists"
+        )
     if guest.domid is not None and session.guests.managed.get(guest.uuid) is not None:
         await session.guests.workers.quick(session.guests.managed.remove, guest.uuid)
     else:
@@ -287,17 +304,11 @@ async def _suspend(session: Session, args: Reader) -> Writer:
     return Writer()
 
 
-def _on_guest(
-    act: Callable[[Session, str], Awaitable[None]], *, flags: int | None = None
-) -> Handler:
-    """Return the handler of a procedure with a domain, and flags of which `flags` are known."""
+def _on_guest(act: Callable[[Session, str], Awaitable[None]]) -> Handler:
+    """Return the handler of a procedure that does one thing with a domain."""
 
     async def handler(session: Session, args: Reader) -> Writer:
-        domain = args.domain()
-        given = args.u32() if flags is not None else 0
-        if given & ~(flags or 0):
-            raise unsupported(given & ~(flags or 0))
-        await act(session, domain[1])
+        await act(session, args.domain()[1])
         return Writer()
 
     return handler
@@ -310,11 +321,9 @@ async def _save(session: Session, args: Reader) -> Writer:
 
 
 async def _save_flags(session: Session, args: Reader) -> Writer:
-    domain, path, xml, flags = args.domain(), args.string(), args.opt_string(), args.u32()
+    domain, path, xml = args.domain(), args.string(), args.opt_string()
     if xml is not None:
         raise RpcError(Code.ARGUMENT_UNSUPPORTED, "another configuration cannot be saved")
-    if flags & ~_SAVE_KNOWN:
-        raise unsupported(flags & ~_SAVE_KNOWN)
     await session.guests.save(domain[1], path)
     return Writer()
 
@@ -328,12 +337,11 @@ async def _restore_flags(session: Session, args: Reader) -> Writer:
     path, xml, flags = args.string(), args.opt_string(), args.u32()
     if xml is not None:
         raise RpcError(Code.ARGUMENT_UNSUPPORTED, "another configuration cannot be restored")
-    if flags & ~_SAVE_KNOWN:
-        raise unsupported(flags & ~_SAVE_KNOWN)
     await session.guests.restore(path, paused=bool(flags & _RESTORE_PAUSED))
     return Writer()
 
 
+_reboot = _on_guest(lambda session, uuid: session.guests.reboot(uuid))
 _shutdown = _on_guest(lambda session, uuid: session.guests.shutdown(uuid))
 _destroy = _on_guest(lambda session, uuid: session.guests.destroy(uuid))
 _resume = _on_guest(lambda session, uuid: session.guests.unpause(uuid))
@@ -352,9 +360,7 @@ TABLE = {
     23: Procedure("DOMAIN_LOOKUP_BY_NAME", _by_name, True),
     24: Procedure("DOMAIN_LOOKUP_BY_UUID", _by_uuid, True),
     25: Procedure("CONNECT_NUM_OF_DEFINED_DOMAINS", _defined_count, True),
-    27: Procedure(
-        "DOMAIN_REBOOT", _on_guest(lambda session, uuid: session.guests.reboot(uuid), flags=0)
-    ),
+    27: Procedure("DOMAIN_REBOOT", _reboot),
     28: Procedure("DOMAIN_RESUME", _resume),
     29: Procedure("DOMAIN_SET_AUTOSTART", _set_autostart),
     33: Procedure("DOMAIN_SHUTDOWN", _shutdown),
@@ -371,17 +377,11 @@ TABLE = {
     184: Procedure("DOMAIN_MANAGED_SAVE_REMOVE", _managed_save_remove),
     196: Procedure("DOMAIN_CREATE_WITH_FLAGS", _start_flags),
     212: Procedure("DOMAIN_GET_STATE", _state, True),
-    231: Procedure("DOMAIN_UNDEFINE_FLAGS", _undefine),
+    231: Procedure("DOMAIN_UNDEFINE_FLAGS", _undefine_flags),
     232: Procedure("DOMAIN_SAVE_FLAGS", _save_flags),
     233: Procedure("DOMAIN_RESTORE_FLAGS", _restore_flags),
-    234: Procedure(
-        "DOMAIN_DESTROY_FLAGS",
-        _on_guest(lambda session, uuid: session.guests.destroy(uuid), flags=1),
-    ),
-    258: Procedure(
-        "DOMAIN_SHUTDOWN_FLAGS",
-        _on_guest(lambda session, uuid: session.guests.shutdown(uuid), flags=0),
-    ),
+    234: Procedure("DOMAIN_DESTROY_FLAGS", _destroy),
+    258: Procedure("DOMAIN_SHUTDOWN_FLAGS", _shutdown),
     273: Procedure("CONNECT_LIST_ALL_DOMAINS", _list_all, True),
     344: Procedure("CONNECT_GET_ALL_DOMAIN_STATS", _stats, True),
     350: Procedure("DOMAIN_DEFINE_XML_FLAGS", _define),

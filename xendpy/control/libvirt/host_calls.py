@@ -38,6 +38,7 @@ async def _open(session: Session, args: Reader) -> Writer:
     scheme = (name or "xen").partition(":")[0].partition("+")[0]
     if scheme not in ("xen", ""):
         raise RpcError(Code.NO_SUPPORT, f"no connection driver available for {name}")
+    session.opened = True
     session.read_only = session.read_only or bool(flags & OPEN_READ_ONLY)
     return Writer()
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 
-from xendpy.control.libvirt.domain_calls import add_domain, find, unsupported
+from xendpy.control.libvirt.domain_calls import add_domain, find
 from xendpy.control.libvirt.domain_xml import from_xml
+from xendpy.control.libvirt.layouts import refuse_flags
 from xendpy.control.libvirt.session import Procedure, Session
 from xendpy.control.libvirt.wire import Code
-from xendpy.control.libvirt.xdr import Reader, Writer
+from xendpy.control.libvirt.xdr import Kind, Param, Reader, Writer
 from xendpy.control.migrations import Migration, Way
 from xendpy.control.migrator import MigrateRequest
 from xendpy.control.new_config import new_config
@@ -38,6 +39,7 @@ _URI = re.compile(
     r"(?:(?P<scheme>[a-z0-9+]+)://)?(?:\w+@)?(?P<host>[A-Za-z0-9.\-_]+)(?::(?P<port>\d+))?(?:/.*)?"
 )
 JOB_NONE, JOB_UNBOUNDED, JOB_COMPLETED = 0, 2, 3
+OPERATION_MIGRATION_OUT = 5  # virDomainJobOperation
 COOKIE = b"\0"  # a client of version 1 wants one; nothing is in it
 
 
@@ -48,7 +50,7 @@ def _check_flags(flags: int) -> None:
         if named:
             reason = f"{', '.join(named)} is not supported for a migration by xendpy"
             raise RpcError(Code.ARGUMENT_UNSUPPORTED, reason)
-        raise unsupported(unknown)
+        refuse_flags(flags, KNOWN)
 
 
 def _destination(session: Session, uri_in: str | None) -> str | None:
@@ -205,23 +207,25 @@ async def _job_stats(session: Session, args: Reader) -> Writer:
         return Writer().i32(JOB_NONE).u32(0)
     progress = job.progress
     total, processed, remaining = _figures(progress)
-    params = [
-        ("time_elapsed", int(progress.elapsed_s * 1000)),
-        ("data_total", total),
-        ("data_processed", processed),
-        ("data_remaining", remaining),
-        ("memory_total", total),
-        ("memory_processed", processed),
-        ("memory_remaining", remaining),
-        ("memory_bps", int(progress.current_bytes_per_s)),
-        ("memory_dirty_rate", int(progress.dirty_pages_per_s)),
-        ("memory_page_size", PAGE_SIZE),
-        ("memory_iteration", progress.iteration),
-        ("setup_time", int(progress.setup_s * 1000)),
-    ]
+    figures = {
+        "time_elapsed": int(progress.elapsed_s * 1000),
+        "data_total": total,
+        "data_processed": processed,
+        "data_remaining": remaining,
+        "memory_total": total,
+        "memory_processed": processed,
+        "memory_remaining": remaining,
+        "memory_bps": int(progress.current_bytes_per_s),
+        "memory_dirty_rate": int(progress.dirty_pages_per_s),
+        "memory_page_size": PAGE_SIZE,
+        "memory_iteration": progress.iteration,
+        "setup_time": int(progress.setup_s * 1000),
+    }
     downtime_s = progress.downtime.total_s if progress.downtime else progress.expected_downtime_s
     if downtime_s is not None:
-        params.append(("downtime", int(downtime_s * 1000)))
+        figures["downtime"] = int(downtime_s * 1000)
+    params: list[Param] = [("operation", Kind.INT, OPERATION_MIGRATION_OUT)]
+    params += [(name, Kind.ULLONG, max(0, value)) for name, value in figures.items()]
     return Writer().i32(JOB_COMPLETED if completed else JOB_UNBOUNDED).typed_params(params)
 
 

@@ -15,8 +15,10 @@ from typing import Any, TypeAlias
 
 from xendpy.control.events import Event
 from xendpy.control.guests import Guests
+from xendpy.control.libvirt.layouts import check_arguments
 from xendpy.control.libvirt.lifecycle import EVENT_LIFECYCLE, lifecycle_body
 from xendpy.control.libvirt.pools import Pool
+from xendpy.control.libvirt.view import View
 from xendpy.control.libvirt.wire import (
     KEEPALIVE_PROGRAM,
     PING,
@@ -46,6 +48,8 @@ MAX_CALLS = 32  # of one client at a time
 MAX_CALLBACKS = 256
 MAX_UNREAD = 8 << 20  # bytes of answers that a client may leave unread
 URI = "xen:///system"
+# AUTH_LIST, CONNECT_OPEN, CONNECT_CLOSE, CONNECT_SUPPORTS_FEATURE
+BEFORE_OPEN = frozenset((66, 1, 2, 60))
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +107,14 @@ class Session:
     read_only: bool
     local_address: str = ""
     uri: str = URI
+    opened: bool = False
+    view: View = field(init=False)
     _calls: int = 0
     _callbacks: dict[int, str | None] = field(default_factory=dict)
     _last_callback: int = 0
+
+    def __post_init__(self) -> None:
+        self.view = View(self.host.guests)
 
     @property
     def guests(self) -> Guests:
@@ -115,7 +124,7 @@ class Session:
         """Take packets until the client goes away or sends what cannot be one."""
         unsubscribe = self.guests.events.subscribe(self._tell)
         try:
-            while (packet := await read_packet(self.reader)) is not None:
+            while (packet := await read_packet(self.reader, opened=self.opened)) is not None:
                 self._take(packet)
         except RpcError as error:
             log.warning("libvirt client dropped: %s", error)
@@ -145,6 +154,7 @@ class Session:
         del self._callbacks[callback]
 
     def _tell(self, event: Event) -> None:
+        self.view.forget()
         for callback, uuid in self._callbacks.items():
             body = lifecycle_body(callback, event) if uuid in (None, event.uuid) else None
             if body is not None:
@@ -187,6 +197,8 @@ class Session:
                 "this function is not supported by the connection driver:"
                 f" procedure {packet.procedure}",
             )
+        if not self.opened and packet.procedure not in BEFORE_OPEN:
+            raise RpcError(Code.INVALID_CONN, "the connection is not open")
         if self.read_only and not procedure.looks:
             raise RpcError(
                 Code.OPERATION_DENIED,
@@ -199,6 +211,9 @@ class Session:
     async def _answer(self, procedure: Procedure, packet: Packet) -> None:
         log.debug("< libvirt %s", procedure.name)
         try:
+            check_arguments(packet.procedure, packet.body)
+            if not procedure.looks:
+                self.view.forget()
             written = await procedure.handler(self, Reader(packet.body))
             reply = packet.reply(written.data())
         except XendError as error:
@@ -209,6 +224,8 @@ class Session:
             reply = packet.error(RpcError(Code.INTERNAL_ERROR, "internal error"))
         finally:
             self._calls -= 1
+            if not procedure.looks:
+                self.view.forget()
         self._send(reply)
 
 

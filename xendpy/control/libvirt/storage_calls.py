@@ -10,7 +10,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from xendpy.control.libvirt.domain_xml import parse_xml
 from xendpy.control.libvirt.pools import Pool
@@ -64,7 +64,11 @@ async def _define(session: Session, args: Reader) -> Writer:
         raise RpcError(Code.NO_SUPPORT, "only pools of type dir, with name and path, are known")
     if len(session.host.pools) >= MAX_POOLS and name not in session.host.pools:
         raise RpcError(Code.OPERATION_FAILED, f"{MAX_POOLS} pools are defined")
-    pool = Pool(name, root.findtext("uuid") or str(uuid4()), Path(path))
+    try:
+        uuid = UUID(root.findtext("uuid") or str(uuid4()))
+    except ValueError:
+        raise RpcError(Code.INVALID_ARG, "the pool's uuid is none") from None
+    pool = Pool(name, str(uuid), Path(path))
     session.host.pools[name] = pool
     return _add_pool(Writer(), pool)
 
@@ -169,8 +173,7 @@ def _make_file(path: Path, size: int) -> None:
 
 
 def _volume(session: Session, args: Reader) -> tuple[Pool, Path]:
-    pool_name, name = args.string(), args.string()
-    args.string()  # the key, which is the path
+    pool_name, name, _key = args.volume()
     pool = session.host.pools.get(pool_name)
     if pool is None or name not in pool.volumes():
         raise RpcError(Code.NO_STORAGE_VOL, f"Storage volume not found: no volume '{name}'")
@@ -231,6 +234,7 @@ TABLE = {
     82: Procedure("STORAGE_POOL_UNDEFINE", _forget),
     83: Procedure("STORAGE_POOL_REFRESH", _nothing),
     84: Procedure("STORAGE_POOL_LOOKUP_BY_NAME", _lookup, True),
+    86: Procedure("STORAGE_POOL_LOOKUP_BY_VOLUME", _pool_of_volume, True),
     87: Procedure("STORAGE_POOL_GET_INFO", _info, True),
     88: Procedure("STORAGE_POOL_GET_XML_DESC", _xml, True),
     90: Procedure("STORAGE_POOL_SET_AUTOSTART", _nothing),
@@ -243,6 +247,6 @@ TABLE = {
     98: Procedure("STORAGE_VOL_GET_INFO", _volume_info, True),
     99: Procedure("STORAGE_VOL_GET_XML_DESC", _volume_xml, True),
     100: Procedure("STORAGE_VOL_GET_PATH", _volume_path, True),
-    281: Procedure("CONNECT_LIST_ALL_STORAGEsession.host.pools", _list, True),
+    281: Procedure("CONNECT_LIST_ALL_STORAGE_POOLS", _list, True),
     282: Procedure("STORAGE_POOL_LIST_ALL_VOLUMES", _list_volumes, True),
 }

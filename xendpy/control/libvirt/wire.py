@@ -16,7 +16,12 @@ from xendpy.errors import RpcError
 
 LENGTH = Struct(">I")
 HEADER = Struct(">IIiiIi")  # program, version, procedure, type, serial, status
-MAX_PACKET = (32 << 20) + 4  # VIR_NET_MESSAGE_MAX, and the length itself
+# libvirt allows 32 MiB. No call that is answered here has more than a domain's XML or a list of
+# domains, and what a client announces is memory of the daemon's.
+MAX_PACKET = 2 << 20
+MAX_OPENING = 4096  # of a client that has not opened the connection
+PACKET_DEADLINE_S = 30.0  # from a packet's first byte to its last
+OPENING_DEADLINE_S = 30.0  # for each packet of a client that has not opened the connection
 
 REMOTE_PROGRAM = 0x20008086
 KEEPALIVE_PROGRAM = 0x6B656570
@@ -44,6 +49,7 @@ class Code(IntEnum):
 
     INTERNAL_ERROR = 1
     NO_SUPPORT = 3
+    INVALID_CONN = 6
     INVALID_ARG = 8
     OPERATION_FAILED = 9
     NO_DOMAIN = 42
@@ -102,18 +108,28 @@ def error_body(error: RpcError) -> bytes:
     return writer.i32(0, 0).u32(0).data()  # int1, int2, no network
 
 
-async def read_packet(reader: asyncio.StreamReader) -> Packet | None:
-    """Return the next packet, None at the peer's end.
+async def read_packet(reader: asyncio.StreamReader, *, opened: bool = True) -> Packet | None:
+    """Return the next packet, None at the peer's end; `opened`: it may be large, and late.
 
     Raises:
-        RpcError: a length that cannot be; nothing behind it can be read.
+        RpcError: a length that cannot be, or half a packet and then nothing; what follows cannot
+            be read.
     """
     try:
-        (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-        if not LENGTH.size + HEADER.size <= length <= MAX_PACKET:
-            raise RpcError(Code.INVALID_ARG, f"a packet of {length} bytes")
-        data = await reader.readexactly(length - LENGTH.size)
+        async with asyncio.timeout(None if opened else OPENING_DEADLINE_S):
+            first = await reader.readexactly(1)
+        async with asyncio.timeout(PACKET_DEADLINE_S):
+            return await _rest(reader, first, MAX_PACKET if opened else MAX_OPENING)
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
+    except TimeoutError:
+        raise RpcError(Code.INVALID_ARG, "no whole packet within its deadline") from None
+
+
+async def _rest(reader: asyncio.StreamReader, first: bytes, limit: int) -> Packet:
+    (length,) = LENGTH.unpack(first + await reader.readexactly(LENGTH.size - 1))
+    if not LENGTH.size + HEADER.size <= length <= limit:
+        raise RpcError(Code.INVALID_ARG, f"a packet of {length} bytes, {limit} are allowed")
+    data = await reader.readexactly(length - LENGTH.size)
     program, version, procedure, kind, serial, status = HEADER.unpack_from(data)
     return Packet(program, version, procedure, kind, serial, status, data[HEADER.size :])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from enum import IntEnum
+from typing import TypeAlias, TypeVar
 from uuid import UUID
 
 from xendpy.errors import RpcError
@@ -19,6 +20,19 @@ INVALID_ARG = 8  # VIR_ERR_INVALID_ARG
 MAX_STRING = 4 << 20  # REMOTE_STRING_MAX
 MAX_LIST = 16384  # REMOTE_DOMAIN_LIST_MAX and its like
 UUID_BYTES = 16
+
+
+class Kind(IntEnum):
+    """virTypedParameterType, as far as it is written here."""
+
+    INT = 1
+    UINT = 2
+    # 3 llong
+    ULLONG = 4
+    # 5 double, 6 boolean, 7 string
+
+
+Param: TypeAlias = tuple[str, Kind, int]
 
 
 class Reader:
@@ -43,9 +57,6 @@ class Reader:
 
     def u64(self) -> int:
         return int(struct.unpack(">Q", self._take(8))[0])
-
-    def f64(self) -> float:
-        return float(struct.unpack(">d", self._take(8))[0])
 
     def opaque(self, limit: int = MAX_STRING) -> bytes:
         """Return bytes of a length that comes first."""
@@ -77,23 +88,16 @@ class Reader:
     def pool(self) -> tuple[str, str]:
         return self.string(), self.uuid()
 
+    def volume(self) -> tuple[str, str, str]:
+        """Return pool, name and key of a `nonnull_storage_vol`."""
+        return self.string(), self.string(), self.string()
+
     def items(self, read: Callable[[], T]) -> list[T]:
         """Return an array whose length comes first."""
         count = self.u32()
         if count > MAX_LIST:
             raise RpcError(INVALID_ARG, f"{count} items are more than the {MAX_LIST} allowed")
         return [read() for _ in range(count)]
-
-    def typed_param(self) -> tuple[str, object]:
-        """Return name and value of one typed parameter."""
-        name = self.string()
-        readers: tuple[Callable[[], object], ...] = (
-            self.i32, self.u32, self.u64, self.u64, self.f64, self.i32, self.string,
-        )  # fmt: skip
-        kind = self.i32()
-        if not 1 <= kind <= len(readers):
-            raise RpcError(INVALID_ARG, f"typed parameter of kind {kind}")
-        return name, readers[kind - 1]()
 
     def end(self) -> None:
         """Check that nothing is left."""
@@ -128,7 +132,7 @@ class Writer:
         return self
 
     def string(self, text: str) -> Writer:
-        return self.opaque(text.encode())
+        return self.opaque(text.encode("utf-8", "replace"))
 
     def opt_string(self, text: str | None) -> Writer:
         return self.u32(0) if text is None else self.u32(1).string(text)
@@ -153,14 +157,16 @@ class Writer:
         data = text.encode("ascii", "replace")[: count - 1].ljust(count, b"\0")
         return self.i32(*data)
 
-    def typed_params(self, params: Iterable[tuple[str, int | str]]) -> Writer:
-        """Add typed parameters: whole numbers as ullong, the rest as strings."""
+    def typed_params(self, params: Iterable[Param]) -> Writer:
+        """Add typed parameters; a client takes one only with the type it expects."""
         listed = list(params)
         self.u32(len(listed))
-        for name, value in listed:
-            self.string(name)
-            if isinstance(value, str):
-                self.i32(7).string(value)
+        for name, kind, value in listed:
+            self.string(name).i32(kind)
+            if kind is Kind.INT:
+                self.i32(value)
+            elif kind is Kind.UINT:
+                self.u32(value)
             else:
-                self.i32(4).u64(max(0, value))
+                self.u64(value)
         return self
