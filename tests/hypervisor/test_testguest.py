@@ -105,6 +105,9 @@ def image_of(guest, image, *, drop_last=False):
             image.write(pfn, guest.memory.pages[pfn].data)
         until(lambda: guest.console().count(b"\n") > 2)
         dirty = guest.take_dirty().pfns()
+    if drop_last:  # there must be heap pages to miss, however quick the copy was
+        seen = guest.console().count(b"\n")
+        until(lambda: guest.console().count(b"\n") > seen + 3)
     guest.suspend()
     if not drop_last:
         dirty = np.union1d(dirty, guest.take_dirty().pfns())
