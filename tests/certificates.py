@@ -61,4 +61,4 @@ def old_client() -> ssl.SSLContext:
 
 def dial(port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
     """Connect over TLS, the handshake included."""
-    return context.wrap_socket(socket.create_connection(("127.0.0.1", port), timeout=10))
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", port), timeout=40))

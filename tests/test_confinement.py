@@ -24,7 +24,7 @@ def exposure(tmp_path: Path, *, store: bool) -> float:
         ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=200,
     )
     found = re.search(r"Overall exposure level for xend\.service: ([0-9.]+)", done.stdout)
     assert found, done.stdout + done.stderr

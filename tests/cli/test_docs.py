@@ -44,7 +44,7 @@ def test_groff_has_nothing_to_say(name: str) -> None:
         input=PAGES[name],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -75,7 +75,7 @@ def test_bash_completes(line: tuple[str, ...], offered: set[str], tmp_path: Path
         ],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=True,
     )
     assert set(done.stdout.split()) == offered

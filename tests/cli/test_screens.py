@@ -44,7 +44,7 @@ def run(root: Path, *argv: str, replies: dict[str, Any]) -> subprocess.Completed
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
         )
 
 
@@ -85,7 +85,7 @@ def test_console_follows_until_ctrl_bracket(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert [process.stdout.readline() for _ in range(3)] == ["one\n", "two\n", "three\n"]
         os.write(master, b"\x1d")
-        rest, notice = process.communicate(timeout=30)
+        rest, notice = process.communicate(timeout=120)
     os.close(master)
     os.close(slave)
     assert (process.returncode, rest) == (0, "")
@@ -109,7 +109,7 @@ def test_interrupted_console_leaves_the_terminal_as_it_was(tmp_path: Path) -> No
         while termios.tcgetattr(slave) == before:
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (130, "")
     assert termios.tcgetattr(slave) == before
     os.close(master)
@@ -132,7 +132,7 @@ def test_console_ends_with_its_domain(tmp_path: Path) -> None:
             stdin=slave,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
         )
     os.close(master)
     os.close(slave)

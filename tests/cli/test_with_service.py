@@ -39,7 +39,7 @@ class Host:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=200,
             env=environ,
         )
 
@@ -143,7 +143,7 @@ def test_busy_port_says_so(host: Host) -> None:
 def test_foreground_ends_at_sigterm(host: Host) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(host.root / "notify"))
-        notify.settimeout(30)
+        notify.settimeout(120)
         with subprocess.Popen(
             [sys.executable, "-m", "xendpy", "start", "--foreground", "--root", str(host.root)],
             env=os.environ | {"NOTIFY_SOCKET": str(host.root / "notify")},
@@ -155,7 +155,7 @@ def test_foreground_ends_at_sigterm(host: Host) -> None:
                 assert host.pid == process.pid
             finally:
                 process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert process.wait(120) == 0
     assert host.xend("status").returncode == 3
 
 

@@ -96,7 +96,7 @@ def test_running_daemon(paths: Paths, sleeper: subprocess.Popen[str]) -> None:
 
 def test_stop_waits_until_it_is_gone(paths: Paths, sleeper: subprocess.Popen[str]) -> None:
     assert run(paths, "stop") == 0
-    assert sleeper.wait(10) == -signal.SIGTERM
+    assert sleeper.wait(40) == -signal.SIGTERM
     assert run(paths, "status") == 3
 
 

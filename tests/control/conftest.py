@@ -56,12 +56,12 @@ async def server(dispatcher: Dispatcher, tmp_path: Path) -> AsyncIterator[Path]:
 
 class _Connection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=20)
+        super().__init__("localhost", timeout=80)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(20)
+        self.sock.settimeout(80)
         self.sock.connect(str(self._path))
 
 

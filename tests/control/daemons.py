@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 
 @dataclass

@@ -61,7 +61,7 @@ class FakeSource:
 
     def read(self, pfns: Pfns) -> Pages:
         self._owner.reading.set()
-        assert self._owner.may_read.wait(20)
+        assert self._owner.may_read.wait(80)
         if self._owner.fail_read:
             raise self._owner.fail_read
         view = memoryview(self.memory)

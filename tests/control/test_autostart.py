@@ -68,7 +68,7 @@ def connect(client: MakeClient, daemon: Daemon) -> xmlrpc.client.ServerProxy:
 
 def stop(daemon: Daemon) -> None:
     daemon.process.send_signal(signal.SIGTERM)
-    daemon.process.communicate(timeout=30)
+    daemon.process.communicate(timeout=120)
     assert daemon.process.returncode == 0
 
 

@@ -177,7 +177,7 @@ async def test_many_saves_do_not_delay_a_list(
     ]
     try:
         assert await asyncio.to_thread(hypervisor.reading.wait, 20)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             assert len(await guests.guests()) == 21
     finally:
         hypervisor.may_read.set()

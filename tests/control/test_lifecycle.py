@@ -66,7 +66,7 @@ async def watched(guests, hypervisor):
     async def end(domain, reason):
         done.clear()
         await asyncio.to_thread(hypervisor.ended, domain, reason)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(80):
             await done.wait()
 
     yield end

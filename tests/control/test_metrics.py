@@ -79,7 +79,7 @@ def test_expiry_is_that_of_the_certificate_and_missing_files_are_no_fault(tmp_pa
 
 
 async def ask(port: int, request: bytes) -> tuple[bytes, bytes]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request)
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")

@@ -15,7 +15,7 @@ from xendpy.control.notify import Notifier, forget
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
-        sock.settimeout(10)
+        sock.settimeout(40)
         yield sock
 
 
@@ -39,7 +39,7 @@ def test_abstract_socket_is_found() -> None:
     name = f"xendpy-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind("\0" + name)
-        sock.settimeout(10)
+        sock.settimeout(40)
         Notifier.from_environ({"NOTIFY_SOCKET": "@" + name}).alive()
         assert sock.recv(100) == b"WATCHDOG=1"
 

@@ -135,7 +135,7 @@ async def test_created_guest_has_what_the_client_asked_for(
 async def test_recorded_bytes_are_answered_over_the_socket(server: Path, number: str) -> None:
     reader, writer = await asyncio.open_unix_connection(str(server))
     writer.write((RECORDED / f"{number}.c2s").read_bytes())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(80):
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 OK\r\n")
         assert b"\r\nContent-Type: text/xml\r\n" in head

@@ -24,7 +24,7 @@ def test_what_was_found_once_is_harmless(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=40, deadline=2000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_damage_is_refused_with_an_error_of_ours(name: str, data: st.DataObject) -> None:
     seed = data.draw(st.sampled_from(inputs(name)))
@@ -45,7 +45,7 @@ def test_damage_is_refused_with_an_error_of_ours(name: str, data: st.DataObject)
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=25, deadline=2000)
+@settings(max_examples=25)
 @given(noise=st.binary(max_size=600))
 def test_noise_is_refused_with_an_error_of_ours(name: str, noise: bytes) -> None:
     TARGETS[name].run(noise)

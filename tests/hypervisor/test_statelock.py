@@ -30,7 +30,7 @@ def test_a_second_daemon_is_told_the_pid_of_the_first(tmp_path):
         with pytest.raises(HypervisorUnavailable, match=rf"pid {first.pid}\b"):
             StateLock(tmp_path)
         first.kill()
-        first.wait(10)
+        first.wait(40)
         StateLock(tmp_path).release()  # the system let go of it
 
 

@@ -347,7 +347,7 @@ def test_guests_arrive_side_by_side(store):
             with store.restore(config) as session:
                 send_all(session, opening())
                 for first in range(0, 256, 16):
-                    barrier.wait(20)
+                    barrier.wait(80)
                     send_pages(session, span(first, 16), index + 1)
                     store.domains(), store.incoming(), store.capabilities()
                 send_all(session, [Ending(), *closing(), End()])
@@ -360,7 +360,7 @@ def test_guests_arrive_side_by_side(store):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(40)
+        thread.join(160)
     assert failures == []
     assert [summary.name for summary in store.domains()] != []
     for index, name in enumerate(names):
@@ -374,21 +374,21 @@ def test_of_two_that_come_at_once_one_is_refused(store):
     outcomes = []
 
     def arrive() -> None:
-        barrier.wait(20)
+        barrier.wait(80)
         try:
             with store.restore(guest()) as session:
                 send_guest(session, span(0, 4))
-                barrier.wait(20)
+                barrier.wait(80)
                 outcomes.append(session.complete().name)
         except DomainExists:
             outcomes.append("refused")
-            barrier.wait(20)
+            barrier.wait(80)
 
     threads = [threading.Thread(target=arrive) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(40)
+        thread.join(160)
     assert sorted(outcomes) == ["refused"] * 7 + ["web01"]
 
 

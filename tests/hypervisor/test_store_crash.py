@@ -92,7 +92,7 @@ def killed_at(root: Path, stage: str) -> None:
         assert child.stdout is not None
         assert child.stdout.readline() == "reached\n"
         child.kill()
-        child.wait(20)
+        child.wait(80)
 
 
 def check_no_litter(root: Path) -> None:

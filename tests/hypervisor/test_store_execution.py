@@ -379,9 +379,9 @@ def test_the_end_of_a_guest_is_told_once_and_leaves_it(store, runner):
     runner.started[0].end("reboot")
     told = queue.Queue()
     store.watch_ends(lambda *end: told.put(end))
-    assert told.get(timeout=20) == (first, "reboot")
+    assert told.get(timeout=80) == (first, "reboot")
     runner.started[1].end("")
-    assert told.get(timeout=20) == (second, "crash")
+    assert told.get(timeout=80) == (second, "crash")
     assert [found.domid for found in store.domains()] == [first.domid, second.domid]
 
 
@@ -392,7 +392,7 @@ def test_a_destroyed_guest_ends_without_a_word(store, runner):
     store.destroy(first)
     runner.started[0].end("poweroff")
     runner.started[1].end("poweroff")
-    assert told.get(timeout=20) == (second, "poweroff") and told.empty()
+    assert told.get(timeout=80) == (second, "poweroff") and told.empty()
 
 
 def test_an_ended_guest_makes_room_under_another_name(store, runner):

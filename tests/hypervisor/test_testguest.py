@@ -21,7 +21,7 @@ from xendpy.hypervisor import testguest_layout as layout
 from xendpy.hypervisor.testguest import TestGuestRunner, is_test_guest
 
 
-def until(condition, *, deadline_s=30.0):
+def until(condition, *, deadline_s=120.0):
     """Wait for `condition` to hold; a guest's ticks cannot be waited for otherwise."""
     end = time.monotonic() + deadline_s
     pause = threading.Event()

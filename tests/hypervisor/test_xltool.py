@@ -65,7 +65,7 @@ def test_a_failed_child_takes_its_group_along(tool):
     child = tool.start(["sleep 60 & exit 1"], stdout=writer)
     os.close(writer)
     with pytest.raises(ToolstackError):
-        child.wait(20)
+        child.wait(80)
     assert os.read(reader, 1) == b""  # nobody holds the other end any more
     os.close(reader)
 
@@ -80,7 +80,7 @@ def test_what_a_successful_child_leaves_behind_lives_on(tool):
     )
     os.close(writer)
     os.close(go)
-    child.wait(20)
+    child.wait(80)
     child.kill()
     os.write(let_go, b"alive\n")
     assert os.read(reader, 10) == b"alive\n"
@@ -93,7 +93,7 @@ def test_another_thread_can_end_a_child(tool):
     thread = threading.Thread(target=child.kill)
     thread.start()
     with pytest.raises(ToolstackError, match="status -15"):
-        child.wait(20)
+        child.wait(80)
     thread.join()
 
 
@@ -105,7 +105,7 @@ def test_stdin_reaches_the_child(tool):
     os.close(said)
     os.write(writer, b"page")
     os.close(writer)
-    child.wait(20)
+    child.wait(80)
     assert os.read(answer, 10) == b"page"
     os.close(answer)
 
@@ -114,7 +114,7 @@ def test_a_descriptor_is_passed_by_its_number(tool):
     reader, writer = os.pipe()
     child = tool.start([f"echo page > /dev/fd/{writer}"], pass_fds=(writer,))
     os.close(writer)
-    child.wait(20)
+    child.wait(80)
     assert os.read(reader, 10) == b"page\n"
     os.close(reader)
 

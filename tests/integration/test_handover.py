@@ -6,7 +6,7 @@ from tests.soak import cases
 from tests.soak.pair import Pair
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(960)
 def test_a_broken_handover_leaves_exactly_one_guest(tmp_path):
     with Pair(tmp_path) as pair:
         outcomes = {case.id: cases.run(pair, case) for case in cases.sample(cases.rehearse(pair))}

@@ -24,7 +24,7 @@ BUSY = "tick=0.05 dirty=40MB/s wss=12MB"  # never less than 12 MiB to send
 
 OLD = streams.pv_image(release="3.1", p2m_size=256)
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(480)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_while_it_moves_it_has_two_names(here: Host) -> None:
     assert refused.returncode == 1 and "is being migrated" in refused.stderr
     assert "already exists" in here.xm("create", f"{here.root}/testvm1.cfg", check=False).stderr
     here.xm("migrations", "cancel", row["id"][:8])
-    assert xm.wait(20) == 130
+    assert xm.wait(80) == 130
     assert here.guests() == ["testvm1"]
 
 
@@ -137,7 +137,7 @@ def test_cancelled_it_goes_on_here_within_a_second(here: Host, there: Host, way:
     until(lambda: here.call("xendpy.migration", row["id"])["ended"], "ended")
     assert here.state("testvm1").startswith("r")
     assert time.monotonic() - began_s < 1.0 + 0.5  # and half a second for xm to start
-    assert xm.wait(20) == 130
+    assert xm.wait(80) == 130
     assert xm.communicate()[1] == f"Migration {row['id'][:8]} cancelled: testvm1 goes on here.\n"
     assert goes_on(here)
     until(lambda: there.guests() == [] and there.call("xendpy.handovers") == [], "nothing there")
@@ -360,7 +360,7 @@ def test_a_stopped_daemon_cancels_and_the_guest_goes_on(tmp_path: Path) -> None:
         xm = here.begin("migrate", "--live", SLOW, "testvm1", "et-virt08")
         until(lambda: migrating(here), "under way")
         here.stop()
-        assert xm.wait(20) in (4, 130)
+        assert xm.wait(80) in (4, 130)
         here.start()
         assert here.guests() == ["testvm1"] and goes_on(here)
         until(lambda: there.call("xendpy.handovers") == [], "the target has been told")
@@ -373,7 +373,7 @@ def test_a_killed_source_keeps_its_guest(tmp_path: Path) -> None:
         xm = here.begin("migrate", "--live", SLOW, "testvm1", "et-virt08")
         until(lambda: migrating(here), "under way")
         here.kill()
-        assert xm.wait(20) == 4
+        assert xm.wait(80) == 4
         here.start()
         assert here.guests() == ["testvm1"] and goes_on(here)
         until(lambda: there.guests() == [] and not there.call("xendpy.handovers"), "told")

@@ -12,7 +12,7 @@ import pytest
 from tests.certificates import Authority
 from tests.peers.hosts import NAMES, Host, free_port, remove_guests, until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(480)
 
 LINES = """\
 (xend-relocation-ssl-server yes)

@@ -20,7 +20,7 @@ from tests.peers.hosts import Host, pair
 AGENT = "resource.d/heartbeat/Xen"
 OCF_SUCCESS, OCF_NOT_RUNNING = 0, 7
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(480)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def ocf_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     packages = list(scratch.glob("resource-agents_*.deb"))
     if fetched.returncode or not packages:
         pytest.skip("no resource-agents, and the package cannot be fetched")
-    subprocess.run(["dpkg", "-x", packages[0], scratch], check=True, timeout=60)
+    subprocess.run(["dpkg", "-x", packages[0], scratch], check=True, timeout=240)
     return scratch / "usr/lib/ocf"
 
 
@@ -79,7 +79,7 @@ class Agent:
             env=environ,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
         )
         print(f"{action}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done.returncode

@@ -220,7 +220,7 @@ async def test_sender_that_destroys_first_is_waited_for(tmp_path: Path) -> None:
     for number, release in enumerate(("3.4", "4.0")):
         async with receiving(tmp_path / release) as host:
             hold = threading.Event()
-            sender = Sender(host.address, release, before_end=lambda hold=hold: hold.wait(20))
+            sender = Sender(host.address, release, before_end=lambda hold=hold: hold.wait(80))
             wire = _pv(release)
             background = Background(lambda sender=sender, wire=wire: sender.migrate(wire))
             incoming = await host.begun()
@@ -498,7 +498,7 @@ async def test_hanging_name_server_stalls_nobody_else(tmp_path: Path) -> None:
     release = threading.Event()
 
     def hang(address: str) -> str:
-        release.wait(30)
+        release.wait(120)
         return "late.example"
 
     rules = r"^127\.0\.0\.2$ ^late"
@@ -510,7 +510,7 @@ async def test_hanging_name_server_stalls_nobody_else(tmp_path: Path) -> None:
 
             def known() -> bytes:
                 with socket.create_connection(
-                    host.address, timeout=20, source_address=("127.0.0.2", 0)
+                    host.address, timeout=80, source_address=("127.0.0.2", 0)
                 ) as sock:
                     sock.sendall(b"help\n")
                     return sock.recv(80)
@@ -577,7 +577,7 @@ async def test_drain_lets_a_hand_over_finish(tmp_path: Path) -> None:
             assert not draining.done()
             await asyncio.to_thread(sock.sendall, wire[-100:])
             await asyncio.to_thread(sock.shutdown, socket.SHUT_WR)
-            await asyncio.wait_for(draining, 20)
+            await asyncio.wait_for(draining, 80)
         assert [guest.name for guest in host.store.domains()] == ["web1"]
 
 
@@ -592,7 +592,7 @@ async def test_second_drain_cuts_a_hand_over_and_keeps_what_came(tmp_path: Path)
             draining = asyncio.create_task(host.server.drain(None))
             await asyncio.sleep(0)
             await asyncio.wait_for(host.server.drain(None), 20)
-            await asyncio.wait_for(draining, 20)
+            await asyncio.wait_for(draining, 80)
             assert incoming.progress.state is MigrationState.ABORTED
             assert len(host.store.partials()) == 1
 
@@ -604,7 +604,7 @@ async def test_local_socket_speaks_the_same(tmp_path: Path) -> None:
 
         def peer() -> bytes:
             with socket.socket(socket.AF_UNIX) as sock:
-                sock.settimeout(20)
+                sock.settimeout(80)
                 sock.connect(str(path))
                 sock.sendall(b"receive\n" + _pv())
                 sock.shutdown(socket.SHUT_WR)

@@ -196,7 +196,7 @@ async def test_an_unlisted_peer_gets_no_handshake_where_nobody_is_verified(
 
 async def test_dawdlers_over_tls_are_closed(authority: Authority, tmp_path: Path) -> None:
     def wait(first: bytes) -> bytes:
-        with socket.create_connection(("127.0.0.1", host.server.tls_port), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", host.server.tls_port), timeout=40) as sock:
             sock.sendall(first)
             return read_all(sock)
 

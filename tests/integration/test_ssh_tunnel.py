@@ -19,7 +19,7 @@ SSHD = shutil.which("sshd", path="/usr/sbin:/sbin:" + os.environ.get("PATH", "")
 pytestmark = [
     pytest.mark.skipif(SSHD is None, reason="needs Debian's openssh-server"),
     pytest.mark.skipif(os.getuid() != 0, reason="sshd lets only root log anybody in"),
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(480),
 ]
 
 

@@ -16,7 +16,7 @@ def test_a_file_is_told_by_inode_and_size(tmp_path: Path) -> None:
     assert disk_identity(str(file)) == {"size": 700, "inode": file.stat().st_ino}
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(40)
 def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)  # opening it would block for ever

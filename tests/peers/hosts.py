@@ -17,7 +17,7 @@ from typing import Any
 
 from xendpy.cli.rpc import Server
 
-DEADLINE_S = 45.0
+DEADLINE_S = 180.0
 NAMES = {"et-virt07": "127.0.0.1", "et-virt08": "127.0.0.2"}
 
 CONFIG = """\

@@ -127,7 +127,7 @@ class Proxy:
             while True:
                 near, _ = self._listener.accept()
                 try:
-                    far = socket.create_connection(self._target, timeout=20)
+                    far = socket.create_connection(self._target, timeout=80)
                 except OSError:
                     near.close()
                     continue

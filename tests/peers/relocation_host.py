@@ -69,7 +69,7 @@ class Recorded:
             self.changed.notify_all()
 
     async def wait(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20), self.changed:
+        async with asyncio.timeout(80), self.changed:
             await self.changed.wait_for(condition)
 
 
@@ -97,7 +97,7 @@ class Host:
         return self.events.begun[-1]
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(self.address, timeout=10)
+        return socket.create_connection(self.address, timeout=40)
 
 
 @asynccontextmanager
@@ -141,7 +141,7 @@ async def receiving(
 
 def converse(address: tuple[str, int], data: bytes, *, half_close: bool, wait_s: float) -> bytes:
     """Send `data`, and return all that comes until the end or `wait_s` of silence."""
-    with socket.create_connection(address, timeout=10) as sock:
+    with socket.create_connection(address, timeout=40) as sock:
         sock.sendall(data)
         if half_close:
             sock.shutdown(socket.SHUT_WR)

@@ -66,7 +66,7 @@ class XendReceiver:
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(20)
+        self._thread.join(80)
         for sock in self._open:
             sock.close()
 
@@ -83,7 +83,7 @@ class XendReceiver:
             except OSError:
                 return
             self._open.append(sock)
-            sock.settimeout(20)
+            sock.settimeout(80)
             try:
                 self._talk(sock)
             except OSError:  # the sender went away, as senders do

@@ -26,7 +26,7 @@ Pair = tuple[Channel, socket.socket]
 @pytest.fixture(params=["tcp", "unix"])
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     ours, theirs = _sockets(request.param)
-    theirs.settimeout(10)
+    theirs.settimeout(40)
     with theirs, Channel(ours, peer="192.0.2.1:700", stall_timeout_s=10) as channel:
         yield channel, theirs
 
@@ -86,7 +86,7 @@ def test_bytes_in_drops_fill_views_across_their_borders(pair: Pair) -> None:
     done.start()
     for byte in b"0123456789":
         theirs.sendall(bytes([byte]))
-    done.join(10)
+    done.join(40)
     assert memory == b"0123456789"
 
 
@@ -138,7 +138,7 @@ def test_progress_moves_the_deadline(pair: Pair) -> None:
         for byte in b"01234567":  # 0.8 s in all, more than the deadline of one silence
             assert not threading.Event().wait(0.1)
             theirs.sendall(bytes([byte]))
-        reader.join(10)
+        reader.join(40)
     assert result == [b"01234567"]
 
 
@@ -196,7 +196,7 @@ def test_gathered_pieces_arrive_through_a_full_buffer(pair: Pair) -> None:
     reader.start()
     channel.send(pieces)
     channel.half_close()
-    reader.join(10)
+    reader.join(40)
     assert got == wanted
 
 
@@ -283,7 +283,7 @@ def test_abort_wakes_a_blocked_receive(pair: Pair) -> None:
     reader = threading.Thread(target=read)
     reader.start()
     channel.abort()
-    reader.join(10)
+    reader.join(40)
     assert not reader.is_alive()
     assert type(errors[0]) is ChannelAborted
 
@@ -302,7 +302,7 @@ def test_abort_wakes_a_blocked_send(pair: Pair) -> None:
     writer = threading.Thread(target=write)
     writer.start()
     channel.abort()
-    writer.join(10)
+    writer.join(40)
     assert type(errors[0]) is ChannelAborted
 
 

@@ -130,7 +130,7 @@ def test_one_address_has_one_look_up() -> None:
 
     def resolve(address: str) -> str:
         asked.append(address)
-        go.wait(10)
+        go.wait(40)
         return f"{address}.example"
 
     names = Names(resolve)

@@ -27,7 +27,7 @@ from xendpy.errors import HypervisorError
 from xendpy.hypervisor import testguest_link
 from xendpy.hypervisor.testguest_process import RUNNING
 
-DEADLINE_S = 40.0
+DEADLINE_S = 160.0
 PROJECT = Path(__file__).parents[2]
 CONFIG = """(xend-relocation-server yes) (xend-relocation-address 127.0.0.1)
 (xend-relocation-port {port}) (xendpy-host-name {name}) (xendpy-hypervisor store)
@@ -38,12 +38,12 @@ CONFIG = """(xend-relocation-server yes) (xend-relocation-address 127.0.0.1)
 
 class _Connection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=20)
+        super().__init__("localhost", timeout=80)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(20)
+        self.sock.settimeout(80)
         self.sock.connect(str(self._path))
 
 

@@ -48,7 +48,7 @@ class Bounded(Recorder):
 
 
 @pytest.mark.parametrize("name", STREAMS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_damaged_stream_is_decoded_or_refused(name: str, data: st.DataObject) -> None:
     decoder, wire = STREAMS[name]

@@ -274,13 +274,13 @@ def round_trip(records: list[Record], width: int) -> None:
     assert said == [plain(record) for record in records]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data(), st.sampled_from([4, 8]))
 def test_any_pv_stream_round_trips(data: st.DataObject, width: int) -> None:
     round_trip(data.draw(pv_records(width)), width)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data(), st.sampled_from([4, 8]))
 def test_any_hvm_stream_round_trips(data: st.DataObject, width: int) -> None:
     round_trip(data.draw(hvm_records(width)), width)

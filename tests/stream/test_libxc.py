@@ -421,7 +421,7 @@ def streams(draw: st.DrawFn) -> list[Record]:
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(streams())
 def test_any_stream_round_trips(records: list[Record]) -> None:
     recorder = decode(encode(records, GuestType.PV))
