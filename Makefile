@@ -39,7 +39,7 @@ soak: $(STAMP)
 # Each parser of a stranger's bytes, by atheris, so many seconds each.
 FUZZ_SECONDS ?= 60
 fuzz: $(STAMP)
-	@$(RUN) -m pip install --quiet --disable-pip-version-check '.[fuzz]'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	@nice -n 10 $(RUN) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 clean:

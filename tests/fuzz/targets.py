@@ -6,18 +6,23 @@ other exception is a find. `Bounded` fails on steps that ask for more memory tha
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import math
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests import modern, streams
 from tests.drive import drive_bytes
+from tests.fuzz import seeds
 from tests.relocation_tape import Tape
 from xendpy import sxp
-from xendpy.control.libvirt import domain_xml, xdr
+from xendpy.control import http
+from xendpy.control.libvirt import domain_xml, wire
+from xendpy.control.libvirt.layouts import LAYOUTS, check_arguments
 from xendpy.control.xmlrpc import decode_call
 from xendpy.errors import DomainNotFound, HandshakeError, XendError
 from xendpy.guest.domain import Domain, DomainConfig, GuestType
@@ -25,7 +30,7 @@ from xendpy.guest.pages import PAGE_SIZE, PageBatch, runs
 from xendpy.hypervisor.base import Capabilities
 from xendpy.migration.preflight import Facts, check_target
 from xendpy.migration.reception import ReceiveLimits
-from xendpy.relocation import frames, incoming, resolve
+from xendpy.relocation import frames, incoming, outgoing, resolve
 from xendpy.relocation.frames import FrameType, ImageSource
 from xendpy.relocation.handshake import Handshake, Receive, parse_reply
 from xendpy.relocation.sums import FrameSums
@@ -137,50 +142,92 @@ def fuzz_frames(data: bytes) -> None:
         source.finish()
 
 
+class _Peer(Tape):
+    """A target that has said everything already."""
+
+    peer = "a peer"
+
+    @contextmanager
+    def deadline(self, _seconds: float) -> Iterator[None]:
+        yield
+
+
+def fuzz_answers(data: bytes) -> None:
+    """Our own protocol, as a source hears it."""
+    peer = _Peer(data)
+    _, body = frames.recv_frame(peer, FrameType.CHECKS)
+    for check in outgoing.parse_checks(body):
+        check.to_json()
+    frames.recv_frame(peer, FrameType.RESERVED, FrameType.REFUSED)
+    outgoing._expect(peer, FrameType.RECEIVED, 1)  # type: ignore[arg-type]  # no socket behind it
+    report = outgoing._expect(peer, FrameType.RUNNING, 1)  # type: ignore[arg-type]  # the same
+    assert math.isfinite(outgoing.resume_seconds(report))
+
+
 def fuzz_xmlrpc(data: bytes) -> None:
     decode_call(data)
 
 
+_LOOP = asyncio.new_event_loop()
+
+
+def _at_once(
+    data: bytes, work: Callable[[asyncio.StreamReader], Coroutine[Any, Any, None]]
+) -> None:
+    """Let `work` read bytes that are all there, and then the end."""
+
+    async def run() -> None:
+        reader = asyncio.StreamReader(limit=http.MAX_LINE)
+        reader.feed_data(data)
+        reader.feed_eof()
+        await work(reader)
+
+    _LOOP.run_until_complete(run())
+
+
+class _Writer:
+    """As much of a StreamWriter as an answer needs."""
+
+    def write(self, data: bytes) -> None:
+        assert data.startswith(b"HTTP/1.1 ")
+
+    def writelines(self, pieces: Sequence[bytes]) -> None:
+        self.write(b"".join(pieces))
+
+    async def drain(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def fuzz_http(data: bytes) -> None:
+    """Requests of one connection, down to the calls in them."""
+    taken = []
+
+    async def handler(body: bytes) -> bytes:
+        with suppress(XendError):
+            decode_call(body)
+            taken.append(body)
+        return b"<methodResponse/>"
+
+    _at_once(data, lambda reader: http.serve(reader, _Writer(), handler))  # type: ignore[arg-type]  # see _Writer
+    if not taken:
+        raise HandshakeError("no call")
+
+
 def fuzz_libvirt(data: bytes) -> None:
-    """Arguments of calls, taken apart in an order that the first bytes choose."""
-    reader = xdr.Reader(data[8:])
-    kinds: list[Callable[[], object]] = [
-        reader.i32, reader.u64, reader.string, reader.opt_string, reader.uuid, reader.domain,
-    ]  # fmt: skip
-    for choice in data[:8]:
-        kinds[choice % len(kinds)]()
-    reader.end()
+    """Packets of one connection, each call's arguments taken apart as its procedure says."""
+
+    async def serve(reader: asyncio.StreamReader) -> None:
+        while (packet := await wire.read_packet(reader)) is not None:
+            if packet.program == wire.REMOTE_PROGRAM and packet.procedure in LAYOUTS:
+                check_arguments(packet.procedure, packet.body)
+            packet.reply(b"").encode()
+
+    _at_once(data, serve)
 
 
 def fuzz_libvirt_xml(data: bytes) -> None:
     domain_xml.from_xml(data.decode("utf-8", "replace"))
-
-
-def _config(*, hvm: bool = False) -> bytes:
-    return streams.config(hvm=hvm)
-
-
-def _frames_seed() -> bytes:
-    tape = Tape()
-    facts = {"host": "a", "clock_s": 1.5, "uptime_s": 3, "disks": {"/d": {"size": 1}}}
-    frames.send_json(tape, FrameType.PLAN, {"live": True, "dry_run": False, "facts": facts})
-    frames.send_frame(tape, FrameType.CONFIG, _config())
-    frames.send_data(tape, [b"image"])
-    frames.send_frame(tape, FrameType.IMAGE_END, frames.IMAGE_BYTES.pack(5))
-    return tape.sent
-
-
-_CALL = b"<?xml version='1.0'?><methodCall><methodName>xend.domain.migrate</methodName><params>%s"
-_VALUE = (
-    b"<param><value><struct><member><name>a</name><value><int>1</int></value></member></struct>"
-)
-_XML = b"<domain type='xen'><name>a</name><memory>1</memory><os><type>linux</type></os></domain>"
-_SMALL = {"p2m_size": 8, "rounds": (streams.entries(range(4)),)}
-
-
-def _relocation(*, hvm: bool = False) -> bytes:
-    image = streams.hvm_image((streams.entries(range(3)),)) if hvm else streams.pv_image(**_SMALL)  # type: ignore[arg-type]  # keywords of several kinds
-    return streams.envelope(_config(hvm=hvm)) + image.wire
 
 
 @dataclass(frozen=True)
@@ -201,7 +248,7 @@ class Target:
 
 
 TARGETS: Mapping[str, Target] = {
-    "sxp": Target(fuzz_sxp, lambda: [_config(), _config(hvm=True), rb"(a 'b\x41\'' #c" + b"\n1)"]),
+    "sxp": Target(fuzz_sxp, lambda: [seeds.config(), seeds.config(hvm=True), seeds.QUOTED]),
     "control": Target(
         fuzz_control,
         lambda: [
@@ -209,11 +256,13 @@ TARGETS: Mapping[str, Target] = {
             incoming.opening("ab" * 16, "6f3e2a1c-94d1-0c5b-2d57-3b1f0a6c9e10"),
         ],
     ),
-    "relocation": Target(fuzz_relocation, lambda: [_relocation(), _relocation(hvm=True)]),
+    "relocation": Target(
+        fuzz_relocation, lambda: [seeds.relocation(), seeds.relocation(hvm=True)]
+    ),
     "legacy-pv": Target(
         fuzz_legacy_pv,
         lambda: [
-            streams.pv_image(**_SMALL, release=release).wire  # type: ignore[arg-type]  # keywords of several kinds
+            streams.pv_image(**seeds.SMALL, release=release).wire  # type: ignore[arg-type]  # keywords of several kinds
             for release in ("3.1", "4.4")
         ],
     ),
@@ -234,17 +283,17 @@ TARGETS: Mapping[str, Target] = {
     "frames": Target(
         fuzz_frames,
         lambda: [
-            b"\0" + _frames_seed(),
-            b"\0" + _frames_seed().replace(b"1.5", b"1e999"[:3]),
+            b"\0" + seeds.framed(),
+            b"\1" + seeds.framed(FrameSums(b"a\n", b"b\n")),
+            b"\0" + seeds.framed().replace(b"1.5", b"1e999"[:3]),
             b"\0" + frames.FRAME.pack(FrameType.PLAN, 4) + json.dumps([[]]).encode(),
         ],
     ),
-    "xmlrpc": Target(
-        fuzz_xmlrpc,
-        lambda: [_CALL % (_VALUE + b"</value></param>") + b"</params></methodCall>"],
-    ),
-    "libvirt": Target(fuzz_libvirt, lambda: [bytes(8) + bytes(32), b"\2\3\4" + bytes(60)]),
-    "libvirt-xml": Target(fuzz_libvirt_xml, lambda: [_XML]),
+    "answers": Target(fuzz_answers, lambda: [seeds.answered()]),
+    "xmlrpc": Target(fuzz_xmlrpc, lambda: [seeds.call()]),
+    "http": Target(fuzz_http, lambda: [seeds.POST % (len(seeds.call()), seeds.call()) * 2]),
+    "libvirt": Target(fuzz_libvirt, lambda: [seeds.packets()]),
+    "libvirt-xml": Target(fuzz_libvirt_xml, lambda: [seeds.XML]),
 }  # fmt: skip
 
 

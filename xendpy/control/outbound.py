@@ -38,7 +38,13 @@ from xendpy.relocation.channel import Channel
 from xendpy.relocation.client import Peer, ask, connect, operations
 from xendpy.relocation.frames import FrameType
 from xendpy.relocation.handshake import Ready
-from xendpy.relocation.outgoing import Outcome, Transfer, send_to_xend, send_to_xendpy
+from xendpy.relocation.outgoing import (
+    Outcome,
+    Transfer,
+    parse_checks,
+    send_to_xend,
+    send_to_xendpy,
+)
 from xendpy.relocation.tls import client_context
 from xendpy.stream.legacy_dialect import DIALECTS, Dialect
 from xendpy.stream.legacy_encode import LegacyEncoder
@@ -298,8 +304,7 @@ class Dialler:
         frames.send_json(channel, FrameType.PLAN, plan)
         frames.send_frame(channel, FrameType.CONFIG, order.config.encode())
         _, body = frames.recv_frame(channel, FrameType.CHECKS)
-        said = frames.parse_json(body).get("checks", [])
-        return [Check.parse(item) for item in said if isinstance(item, dict)]
+        return parse_checks(body)
 
     def ask_peer(self, entry: Entry) -> resolve.Answer:
         """Redial the target of `entry` and ask what became of its guest.

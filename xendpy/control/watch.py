@@ -96,28 +96,27 @@ class OutgoingWatch:
         self._sent_all_s = time.monotonic()
         self._show(state=MigrationState.COMPLETING)
 
-    def running_there(self, report: dict[str, Any]) -> None:
-        """The target runs it."""
-        self._show(downtime=self._downtime(report))
+    def running_there(self, resume_s: float) -> None:
+        """The target runs it, and says how long unpausing took there."""
+        self._show(downtime=self._downtime(resume_s))
 
     def ended(self, state: MigrationState, reason: str = "") -> None:
         """It is over, one way or the other."""
         self._show(state=state, reason=reason, remaining_pages=0)
         log_end(self.progress, self.progress.downtime, "to")
 
-    def _downtime(self, report: dict[str, Any]) -> DowntimeReport:
+    def _downtime(self, resume_s: float) -> DowntimeReport:
         now_s = time.monotonic()
         suspended_s = self._suspended_s if self._suspended_s is not None else now_s
-        resume = report.get("resume_s")
-        resume_s = float(resume) if isinstance(resume, int | float) else 0.0
         memory_s = self._last_round_s or 0.0
+        after_s = max(0.0, now_s - suspended_s - memory_s)
+        resume_s = min(resume_s, after_s)  # a peer's word, and no more than there was
         # What is neither the last iteration nor the unpausing over there: vcpus, device model,
         # hand-over.
-        rest_s = max(0.0, now_s - suspended_s - memory_s - resume_s)
         return DowntimeReport(
             suspend_s=self._suspend_took_s,
             last_iteration_s=memory_s,
-            vcpu_state_s=rest_s,
+            vcpu_state_s=after_s - resume_s,
             resume_s=resume_s,
         )
 

@@ -71,8 +71,8 @@ class Facts:
         disks = value.get("disks")
         return cls(
             host=str(value.get("host", ""))[:255],
-            clock_s=_float(value.get("clock_s")),
-            uptime_s=_float(value.get("uptime_s")),
+            clock_s=finite(value.get("clock_s")),
+            uptime_s=finite(value.get("uptime_s")),
             disks=_identities(disks if isinstance(disks, dict) else {}),
         )
 
@@ -84,7 +84,7 @@ def _identities(disks: Mapping[str, object]) -> dict[str, dict[str, int]]:
     return {path: identity for path, identity in disks.items() if isinstance(identity, dict)}
 
 
-def _float(value: object) -> float:
+def finite(value: object) -> float:
     """Return a number as a peer said it; JSON knows numbers that are none, and endless ones."""
     try:
         number = float(value) if isinstance(value, int | float) else 0.0

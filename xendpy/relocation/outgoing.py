@@ -23,6 +23,7 @@ from xendpy.errors import (
 from xendpy.hypervisor.base import PageSource, RecordSource
 from xendpy.migration.handover import Direction, Entry, Journal, Step
 from xendpy.migration.precopy import PrecopyCancelled
+from xendpy.migration.preflight import Check, finite
 from xendpy.migration.send import CancelToken, Encoder, MigrationPlan, Observer, Pieces, Sender
 from xendpy.relocation import frames
 from xendpy.relocation.channel import Channel
@@ -49,7 +50,7 @@ class Watcher(Observer, Protocol):
 
     def handing_over(self) -> None: ...
 
-    def running_there(self, report: dict[str, Any]) -> None: ...
+    def running_there(self, resume_s: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,7 @@ def _hand_over_to_xend(transfer: Transfer, sender: Sender) -> Outcome:
         if verdict is None:
             return _in_doubt(transfer, _text(error))
     if isinstance(verdict, Ok):
-        transfer.watcher.running_there({})
+        transfer.watcher.running_there(0.0)
         transfer.advance(Step.MOVED)
         transfer.source.relinquish()
         transfer.advance(Step.CLOSED)
@@ -216,7 +217,7 @@ def send_to_xendpy(transfer: Transfer, plan: dict[str, Any]) -> Outcome:
         )
         return Outcome.IN_DOUBT
     # First: freeing the copy took 0.1 s for 256 MiB, which is no part of the downtime.
-    transfer.watcher.running_there(frames.parse_json(report) if report else {})
+    transfer.watcher.running_there(resume_seconds(report))
     transfer.advance(Step.MOVED)
     transfer.source.relinquish()
     with contextlib.suppress(XendError):  # the resolver says it again, until it is heard
@@ -226,20 +227,38 @@ def send_to_xendpy(transfer: Transfer, plan: dict[str, Any]) -> Outcome:
     return Outcome.MOVED
 
 
-def reserve(channel: Channel, plan: dict[str, Any], config: bytes) -> list[dict[str, Any]]:
-    """Send PLAN and CONFIG, and return the checks of a target that has reserved the guest.
+def resume_seconds(report: bytes) -> float:
+    """Return how long unpausing took, by a target's RUNNING; 0 if it does not say so sensibly."""
+    try:
+        said = frames.parse_json(report).get("resume_s")
+    except HandshakeError:
+        return 0.0  # whatever it says: it runs the guest
+    return max(0.0, finite(said))
+
+
+def reserve(channel: Channel, plan: dict[str, Any], config: bytes) -> None:
+    """Send PLAN and CONFIG, and return when the target has reserved the guest.
 
     Raises:
         HandshakeError: it refused; the text is its own.
     """
     frames.send_json(channel, FrameType.PLAN, plan)
     frames.send_frame(channel, FrameType.CONFIG, config)
-    _, body = frames.recv_frame(channel, FrameType.CHECKS)
-    checks = frames.parse_json(body).get("checks", [])
+    frames.recv_frame(channel, FrameType.CHECKS)
     kind, text = frames.recv_frame(channel, FrameType.RESERVED, FrameType.REFUSED)
     if kind is FrameType.REFUSED:
         raise HandshakeError(text.decode("utf-8", "replace"), peer=channel.peer)
-    return checks if isinstance(checks, list) else []
+
+
+def parse_checks(body: bytes) -> list[Check]:
+    """Return the checks of a CHECKS frame; what is none is passed over.
+
+    Raises:
+        HandshakeError: the body is no JSON object.
+    """
+    said = frames.parse_json(body).get("checks")
+    items = said if isinstance(said, list) else []
+    return [Check.parse(item) for item in items if isinstance(item, dict)]
 
 
 def _send_image(transfer: Transfer) -> int:
