@@ -16,11 +16,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import files, links, live, receive, service
+from tests.bench import files, lanes, links, live, receive, service
 from tests.bench.harness import PAIRS, Bench, heading, write_json
 
 TMPFS = Path("/dev/shm")
-GROUPS = (receive, files, service, links, live)
+GROUPS = (receive, files, service, links, lanes, live)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

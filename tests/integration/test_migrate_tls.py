@@ -54,7 +54,7 @@ def test_a_guest_goes_there_and_back_over_tls_only(tmp_path: Path) -> None:
         until(lambda: there.guests() == ["testvm1"], "the guest is there")
         assert here.guests() == []
         # The way back needs no word: the plain port is closed on both.
-        there.xm("migrate", "--live", "testvm1", "et-virt07")
+        there.xm("migrate", "--live", "--streams=3", "testvm1", "et-virt07")
         until(lambda: here.guests() == ["testvm1"], "the guest is back")
         assert all(entry["tls"] for entry in here.journal() if entry["direction"] == "out")
         for host in (here, there):

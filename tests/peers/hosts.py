@@ -159,7 +159,7 @@ class Host:
         return (self.root / "var/log/xen/xend.log").read_text()
 
 
-def until(condition: Callable[[], Any], what: str, *, timeout_s: float = 20.0) -> Any:
+def until(condition: Callable[[], Any], what: str, *, timeout_s: float = DEADLINE_S) -> Any:
     """Return what `condition` gives once it is true; fail after `timeout_s`."""
     end = time.monotonic() + timeout_s
     while not (found := condition()):

@@ -68,7 +68,7 @@ class Sender:
         release: str = "4.4",
         *,
         before_end: Callable[[], None] = lambda: None,
-        timeout_s: float = 20.0,
+        timeout_s: float = 120.0,
     ) -> None:
         self._address = address
         self._release = RELEASES[release]
@@ -140,7 +140,7 @@ class Background:
     def _run(self) -> None:
         self._report = self._call()
 
-    def result(self, timeout_s: float = 20.0) -> Report:
+    def result(self, timeout_s: float = 120.0) -> Report:
         """Return what the call returned; fail if it has not within `timeout_s`."""
         self._thread.join(timeout_s)
         assert self._report is not None, "the sender has not come to an end"

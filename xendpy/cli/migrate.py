@@ -31,6 +31,7 @@ _LIMITS: Final = (
     ("timeout", "timeout_s", float),
     ("bandwidth", "bandwidth", lambda text: int(float(text) * (1 << 20))),
     ("peer-release", "release", str),
+    ("streams", "streams", int),
 )
 _OURS: Final = (*(name for name, _, _ in _LIMITS), "compress", "progress", "json", "dry-run")
 

@@ -30,6 +30,12 @@ MIGRATE_OPTIONS: Final = (
         long="compress",
         help="Compress with zstd where that is worth it and the peer can: pays on a slow link.",
     ),
+    Option(
+        long="streams",
+        metavar="N",
+        help="Connections for the memory, 1 to 16 (1): pays with --ssl, and where one alone is "
+        "slower than the link.",
+    ),
     Option(long="progress", help="Print a line a second, and a summary."),
     Option(
         long="json",

@@ -18,7 +18,6 @@ from xendpy.migration.progress import MigrationProgress, MigrationState
 from xendpy.relocation import audit
 from xendpy.relocation.incoming import OPERATION as DIALOGUE
 from xendpy.relocation.operation import Incoming
-from xendpy.relocation.resolve import OPERATION as QUESTION
 
 HISTORY = 64  # ended migrations that are remembered
 
@@ -110,7 +109,7 @@ class Migrations:
 
     def began(self, incoming: Incoming) -> None:
         """Enter one that comes in; called by the relocation server."""
-        if incoming.request.op == QUESTION:
+        if not incoming.is_migration:
             return
         self.add(
             Migration(

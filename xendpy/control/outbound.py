@@ -33,7 +33,7 @@ from xendpy.migration.preflight import Check, Status, gather_facts
 from xendpy.migration.progress import MigrationProgress, MigrationState
 from xendpy.migration.send import CancelToken, Encoder, MigrationPlan, has_pages
 from xendpy.paths import Paths
-from xendpy.relocation import frames, incoming, resolve
+from xendpy.relocation import frames, incoming, packing, resolve, stripes
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.client import Peer, ask, connect, operations
 from xendpy.relocation.frames import FrameType
@@ -233,8 +233,9 @@ class Dialler:
 
     def _open(self, channel: Channel, entry_id: str, plan: MigrationPlan) -> str:
         """Open xendpy's own protocol and return the peer's answer."""
-        features = incoming.FEATURES if plan.compress else incoming.PLAIN
-        opening = incoming.opening(entry_id, self._host_id, features)
+        wanted = ((packing.ZSTD, plan.compress), (stripes.FEATURE, plan.streams > 1))
+        asked = [name for name, is_wanted in wanted if is_wanted]
+        opening = incoming.opening(entry_id, self._host_id, asked)
         answer = ask(channel, opening)
         if not isinstance(answer, Ready) or answer.op != incoming.OPERATION:
             raise HandshakeError(f"the peer answered {answer}", peer=channel.peer)
@@ -267,6 +268,7 @@ class Dialler:
             plan=outgoing.order.plan,
             watcher=outgoing.watch,
             cancel=outgoing.cancel,
+            dial=lambda: self._connect(outgoing.order.peer),
         )
 
     def _connect(self, peer: Peer) -> Channel:

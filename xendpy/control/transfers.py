@@ -27,6 +27,7 @@ from xendpy.migration.precopy import OnNoConvergence, PrecopyLimits
 from xendpy.migration.preflight import Check
 from xendpy.migration.send import MigrationPlan
 from xendpy.relocation.outgoing import Outcome
+from xendpy.relocation.stripes import MAX_STREAMS
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class MigrateOptions:
     bandwidth_bytes_per_s: int = 0
     release: str = ""
     compress: bool = False
+    streams: int = 1
 
     @classmethod
     def parse(cls, value: dict[str, Any]) -> MigrateOptions:
@@ -51,7 +53,7 @@ class MigrateOptions:
         """
         known = {
             "max_downtime_s", "max_iterations", "timeout_s", "on_no_convergence", "bandwidth",
-            "release", "compress",
+            "release", "compress", "streams",
         }  # fmt: skip
         unknown = set(value) - known
         if unknown:
@@ -69,11 +71,14 @@ class MigrateOptions:
                 bandwidth_bytes_per_s=int(value.get("bandwidth", 0)),
                 release=str(value.get("release", "")),
                 compress=bool(value.get("compress", False)),
+                streams=int(value.get("streams", 1)),
             )
         except (ValueError, TypeError) as error:
             raise DomainError("", f"bad migration option: {error}") from error
         if limits.max_downtime_s <= 0 or limits.max_iterations < 1 or limits.timeout_s < 0:
             raise DomainError("", "downtime, iterations and timeout must be positive")
+        if not 0 < options.streams <= MAX_STREAMS:
+            raise DomainError("", f"{options.streams} streams, expected 1 to {MAX_STREAMS}")
         return options
 
 
@@ -189,6 +194,7 @@ class Transfers:
             bandwidth_bytes_per_s=options.bandwidth_bytes_per_s,
             verdict_timeout_s=config.verdict_timeout_s,
             compress=options.compress,
+            streams=options.streams,
         )
         peer = choose_peer(
             config,

@@ -18,9 +18,9 @@ from xendpy.migration.handover import Journal
 from xendpy.migration.preflight import Check, Facts, check_target
 from xendpy.migration.reception import ReceiveLimits
 from xendpy.paths import Paths
-from xendpy.relocation import incoming, resolve
+from xendpy.relocation import incoming, resolve, stripes
 from xendpy.relocation.from_xend import RECEIVE, SSLRECEIVE, ReceiveFromXend
-from xendpy.relocation.from_xendpy import Landings, ReceiveFromXendpy, Resolve
+from xendpy.relocation.from_xendpy import JoinStreams, Landings, ReceiveFromXendpy, Resolve
 from xendpy.relocation.hosts import HostsAllow
 from xendpy.relocation.operation import Operation
 from xendpy.relocation.settings import RelocationSettings
@@ -83,6 +83,7 @@ def operations(
             release_timeout_s=config.verdict_timeout_s,
             limits=limits,
         ),
+        stripes.OPERATION: JoinStreams(landings=landings),
         resolve.OPERATION: Resolve(
             hypervisor=hypervisor, journal=journal, host_id=host_id, landings=landings
         ),

@@ -59,7 +59,7 @@ class Observer(Protocol):
 class MigrationPlan:
     """How a migration is to go; `bandwidth_bytes_per_s` 0 = as fast as it can.
 
-    `compress`: offer it to a peer that can.
+    `compress`: offer it to a peer that can; `streams`: connections to a peer that takes several.
     """
 
     live: bool
@@ -67,6 +67,7 @@ class MigrationPlan:
     bandwidth_bytes_per_s: int = 0
     verdict_timeout_s: float = 300.0
     compress: bool = False
+    streams: int = 1
 
 
 class CancelToken:

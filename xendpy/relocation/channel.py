@@ -90,6 +90,7 @@ class Channel:
         self.offset = 0
         self.sums: FrameSums | None = None  # the frames' digests, once agreed on; see frames
         self.packer: Packer | None = None  # what makes the image smaller, likewise
+        self.streams = False  # whether the image may have further connections; see stripes
         self._sock = sock
         self._prefix = memoryview(prefix)
         self._stall_timeout_s = stall_timeout_s
@@ -102,6 +103,7 @@ class Channel:
         self._bound_s: float | None = None  # the timeout that the socket has
         self._aborted = threading.Event()
         self._lifetime = threading.Lock()  # abort must not shut down a descriptor used anew
+        self._tied: tuple[Channel, ...] = ()
 
     def __enter__(self) -> Channel:
         return self
@@ -260,9 +262,20 @@ class Channel:
         """Cut the connection, wake a blocked call: it raises ChannelAborted. Any thread."""
         with self._lifetime:
             self._aborted.set()
+            tied = self._tied
             if not self._closed:
                 with suppress(OSError):  # not connected any more: nobody is blocked in it
                     socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+        for other in tied:
+            other.abort()
+
+    def also_abort(self, other: Channel) -> None:
+        """Have `abort` cut `other` too; an abort that came before counts."""
+        with self._lifetime:
+            self._tied = (*self._tied, other)
+            aborted = self._aborted.is_set()
+        if aborted:
+            other.abort()
 
     def close(self) -> None:
         """Close the socket; what was not read makes the kernel send a reset. May be repeated."""

@@ -8,11 +8,13 @@ and is answered `(ready xendpy-receive (host-id UUID) (features (a ...)))`: thos
 that the target takes. From there on both sides send frames: u32 type, u32 length, body; integers
 little-endian. Nothing is read ahead, and a frame's length meets its limit before it is read.
 Where both have the feature `xxh3`, digests go with each frame; see sums.py. With `zero` or `zstd`
-a PACKED frame may stand where DATA would; see packing.py.
+a PACKED frame may stand where DATA would; see packing.py. With `streams` a STREAMS frame follows
+RESERVED; see stripes.py.
 
     source                         target
     PLAN      JSON                 CHECKS    JSON: what preflight found
     CONFIG    guest's sxp          RESERVED  name, uuid and room are held; or REFUSED, text
+    STREAMS   JSON: {"count": N}
     DATA ...  the image            FAILED    text: give up, the guest is yours
     IMAGE_END u64 image bytes      RECEIVED  whole and durable; never run before RELEASED
     RELEASED  it is yours          RUNNING   JSON: when it was unpaused
@@ -53,7 +55,8 @@ class FrameType(IntEnum):
     FORGOTTEN = 6
     ABORT = 7
     PACKED = 8
-    # 9 - 15 reserved
+    STREAMS = 9
+    # 10 - 15 reserved
     CHECKS = 16
     RESERVED = 17
     REFUSED = 18

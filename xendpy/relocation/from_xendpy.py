@@ -1,4 +1,4 @@
-"""The ops `xendpy-receive` and `xendpy-resolve`, as the relocation server runs them.
+"""The ops of xendpy hosts, `xendpy-receive`, `-stream` and `-resolve`, as the server runs them.
 
 Run in a worker thread.
 """
@@ -18,7 +18,10 @@ from xendpy.migration.handover import Journal
 from xendpy.migration.preflight import Check, Facts
 from xendpy.migration.progress import MigrationState
 from xendpy.migration.reception import DEFAULT_RECEIVE_LIMITS, ReceiveLimits
-from xendpy.relocation.handshake import error_reply
+from xendpy.relocation import stripes
+from xendpy.relocation.channel import Channel
+from xendpy.relocation.gathering import Gathering
+from xendpy.relocation.handshake import error_reply, ready
 from xendpy.relocation.incoming import Target, parse_opening, receive_from_xendpy
 from xendpy.relocation.operation import Incoming
 from xendpy.relocation.resolve import answer_source
@@ -30,23 +33,41 @@ class Landings:
     """The incoming migrations under way, by their secret id, for whoever has to cut one."""
 
     def __init__(self) -> None:
-        self._incoming: dict[str, Incoming] = {}
+        self._incoming: dict[str, tuple[Incoming, Gathering]] = {}
         self._lock = Lock()
 
-    def enter(self, migration_id: str, incoming: Incoming) -> None:
+    def enter(self, migration_id: str, incoming: Incoming) -> Gathering:
+        """Note a migration; return where its further connections are gathered."""
+        gathering = Gathering()
         with self._lock:
-            self._incoming[migration_id] = incoming
+            self._incoming[migration_id] = (incoming, gathering)
+        return gathering
 
     def leave(self, migration_id: str) -> None:
+        """Forget a migration, and let its further connections go."""
         with self._lock:
-            self._incoming.pop(migration_id, None)
+            landing = self._incoming.pop(migration_id, None)
+        if landing is not None:
+            landing[1].close()
+
+    def join(self, migration_id: str, index: int, channel: Channel) -> stripes.Lane:
+        """Enter a further connection of a migration under way.
+
+        Raises:
+            HandshakeError: there is no such migration, or it does not want one.
+        """
+        with self._lock:
+            landing = self._incoming.get(migration_id)
+        if landing is None:
+            raise HandshakeError("no such migration is coming in", peer=channel.peer)
+        return landing[1].join(index, channel)
 
     def abort(self, migration_id: str) -> None:
         """Cut the connection of a migration whose source has redialled. Any thread."""
         with self._lock:
-            incoming = self._incoming.get(migration_id)
-        if incoming is not None:
-            incoming.abort("the source, which redialled")
+            landing = self._incoming.get(migration_id)
+        if landing is not None:
+            landing[0].abort("the source, which redialled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +89,7 @@ class ReceiveFromXendpy:
         except HandshakeError as error:
             _reply_error(incoming, error)
             return
+        gathering = self.landings.enter(request.id, incoming)
         target = Target(
             hypervisor=self.hypervisor,
             journal=self.journal,
@@ -77,10 +99,10 @@ class ReceiveFromXendpy:
             publish=incoming.show,
             began=incoming.begin,
             preflight=self.preflight,
+            gathering=gathering,
             release_timeout_s=self.release_timeout_s,
             limits=self.limits,
         )
-        self.landings.enter(request.id, incoming)
         try:
             receive_from_xendpy(incoming.channel, request, target)
         except XendError as error:
@@ -90,6 +112,25 @@ class ReceiveFromXendpy:
                 incoming.show(failed)
         finally:
             self.landings.leave(request.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinStreams:
+    """The op `xendpy-stream`: one more connection for a migration under way."""
+
+    landings: Landings
+
+    def __call__(self, incoming: Incoming) -> None:
+        """Move bytes until the image has ended. Raises nothing that a peer could cause."""
+        try:
+            migration_id, index = stripes.parse_opening(sxp.show(incoming.request.value))
+            lane = self.landings.join(migration_id, index, incoming.channel)
+            incoming.channel.send([ready(stripes.OPERATION)])
+            lane.run()
+        except ChannelError as error:
+            log.info("%s cannot be one more connection: %s", incoming.channel.peer, error)
+        except XendError as error:
+            _reply_error(incoming, error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

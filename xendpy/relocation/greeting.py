@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from xendpy.errors import ChannelError, ChannelTimeout, PeerRefused
-from xendpy.relocation import incoming, resolve
+from xendpy.relocation import incoming, resolve, stripes
 from xendpy.relocation.audit import Refusal
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.from_xend import refuse
@@ -21,7 +21,11 @@ from xendpy.relocation.hosts import HostsAllow
 from xendpy.relocation.tls import Identity, shake_hands
 
 PIECE = 16384  # bytes; connection.py BUFFER_SIZE >= 4.0
-XENDPY = (incoming.OPERATION, resolve.OPERATION)  # from hosts that have certificates
+XENDPY = (
+    incoming.OPERATION,
+    stripes.OPERATION,
+    resolve.OPERATION,
+)  # from hosts that have certificates
 
 
 class Admitted(Protocol):

@@ -22,18 +22,20 @@ from xendpy.migration.preflight import Check, Facts, failures
 from xendpy.migration.progress import MigrationProgress, MigrationState, log_begin, log_end
 from xendpy.migration.receive import drive
 from xendpy.migration.reception import DEFAULT_RECEIVE_LIMITS, ReceiveLimits
-from xendpy.relocation import frames, packing, sums
+from xendpy.relocation import frames, packing, stripes, sums
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.frames import FrameType, ImageAborted, ImageSource
+from xendpy.relocation.gathering import Gathering
 from xendpy.relocation.resolve import drop, take_over
+from xendpy.relocation.stripes import Stripes
 from xendpy.stream.xend import decode_body
 
 log = logging.getLogger(__name__)
 
 OPERATION = "xendpy-receive"
 LIBXL = "libxl"  # an image may be a libxl stream with the header of xl before it
-FEATURES = ("v1", LIBXL, *sums.offered(), *packing.offered())
-PLAIN = ("v1", LIBXL, *sums.offered(), *packing.offered(compress=False))  # without being asked
+FEATURES = ("v1", LIBXL, stripes.FEATURE, *sums.offered(), *packing.offered())
+IF_ASKED = (stripes.FEATURE, packing.ZSTD)  # what a source offers only where its user wants it
 _REQUEST = re.compile(
     rf"\({OPERATION} \(version (?P<version>\d+)\) \(id (?P<id>[0-9a-f]{{32}})\) "
     r"\(host-id (?P<host>[0-9a-f-]{36})\) \(features \((?P<features>[a-z0-9 -]*)\)\)\)"
@@ -49,9 +51,9 @@ class Request:
     features: tuple[str, ...]
 
 
-def opening(entry_id: str, own_host_id: str, features: Sequence[str] = PLAIN) -> bytes:
-    """Return the line by which a source opens a migration."""
-    names = " ".join(features)
+def opening(entry_id: str, own_host_id: str, asked: Sequence[str] = ()) -> bytes:
+    """Return the line by which a source opens a migration; `asked` of IF_ASKED."""
+    names = " ".join(name for name in FEATURES if name not in IF_ASKED or name in asked)
     return (
         f"({OPERATION} (version {frames.VERSION}) (id {entry_id}) "
         f"(host-id {own_host_id}) (features ({names})))\n"
@@ -90,6 +92,7 @@ def agree(channel: Channel, opened: bytes, ready: bytes) -> None:
         channel.sums = sums.FrameSums(opened, ready)
     if packing.ZERO in features:
         channel.packer = packing.Packer(compress=packing.ZSTD in features)
+    channel.streams = stripes.FEATURE in features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +100,8 @@ class Target:
     """What one incoming migration needs of this host.
 
     `preflight` gives the checks of a guest against this host; `publish` gets each new snapshot of
-    `progress`; `began` gets what another thread may cut.
+    `progress`; `began` gets what another thread may cut; `gathering` has the migration's further
+    connections.
     """
 
     hypervisor: Hypervisor
@@ -108,6 +112,7 @@ class Target:
     publish: Publish
     began: Callable[[Landing], None]
     preflight: Callable[[DomainConfig, Facts, bool], list[Check]]
+    gathering: Gathering
     release_timeout_s: float = 300.0
     limits: ReceiveLimits = DEFAULT_RECEIVE_LIMITS
 
@@ -206,16 +211,21 @@ def _take_image(channel: Channel, config: DomainConfig, entry: Entry, target: Ta
     progress = replace(target.progress, name=config.name, uuid=config.uuid)
     log_begin(progress)
     arrival: Arrival | None = None
+    wire = Stripes(channel)
     try:
         with target.hypervisor.restore(config, migration_id=entry.id) as session:
-            source = ImageSource(channel)
+            source = ImageSource(wire)
             recent = RecentBytes(source)
             arrival = Arrival(session, recent, config, progress, target.publish)
             landing = Landing(session)
             target.began(landing)
+            target.gathering.open()
             frames.send_frame(channel, FrameType.RESERVED)
+            if channel.streams:
+                wire.widen(_further(channel, target.gathering))
             drive(decode_body(config.guest_type, target.limits.stream(config)), recent, arrival)
             source.finish()
+            wire.narrow()
             landing.handing_over = True
             # A resolver that meanwhile said not-received makes the step fail.
             session.complete()
@@ -234,6 +244,19 @@ def _take_image(channel: Channel, config: DomainConfig, entry: Entry, target: Ta
         target.publish(ended)
         log_end(ended)
         raise failure from error
+    finally:
+        wire.narrow()
+
+
+def _further(channel: Channel, gathering: Gathering) -> list[stripes.Lane]:
+    """Return the connections over which the source says that the image comes."""
+    _, body = frames.recv_frame(channel, FrameType.STREAMS)
+    count = frames.parse_json(body).get("count")
+    if not isinstance(count, int) or not 0 < count <= stripes.MAX_STREAMS:
+        raise HandshakeError(
+            f"STREAMS with count {count}, expected 1 to {stripes.MAX_STREAMS}", peer=channel.peer
+        )
+    return gathering.take(count - 1)
 
 
 def _not_received(entry: Entry, target: Target, reason: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Protocol, TypeAlias
 
 from xendpy.migration.progress import MigrationProgress, MigrationState
+from xendpy.relocation import resolve, stripes
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.handshake import Receive
 
@@ -59,6 +60,11 @@ class Incoming:
         self._work = work
         if self._stopped.is_set():
             work.cancel()
+
+    @property
+    def is_migration(self) -> bool:
+        """Whether the request brings a guest, and is no part of another migration."""
+        return self.request.op not in (resolve.OPERATION, stripes.OPERATION)
 
     @property
     def ending(self) -> bool:

@@ -7,6 +7,7 @@ save session in exactly one way, and the journal says so before it is done.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,11 +26,14 @@ from xendpy.migration.handover import Direction, Entry, Journal, Step
 from xendpy.migration.precopy import PrecopyCancelled
 from xendpy.migration.preflight import Check, finite
 from xendpy.migration.send import CancelToken, Encoder, MigrationPlan, Observer, Pieces, Sender
-from xendpy.relocation import frames
+from xendpy.relocation import frames, stripes
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.client import ask
 from xendpy.relocation.frames import FrameType
 from xendpy.relocation.handshake import Err, Ok, Ready, parse_reply
+from xendpy.relocation.stripes import Lane, Stripes
+
+log = logging.getLogger(__name__)
 
 ERROR_TIMEOUT_S = 3.0  # how long xend >= 4.0 waits for the text behind a broken connection
 MAX_REPLY = 1024
@@ -55,7 +59,10 @@ class Watcher(Observer, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """Everything one send needs; `entry` is journalled as SENDING already."""
+    """Everything one send needs; `entry` is journalled as SENDING already.
+
+    `dial` connects to the same peer once more.
+    """
 
     channel: Channel
     source: PageSource | RecordSource
@@ -66,6 +73,7 @@ class Transfer:
     plan: MigrationPlan
     watcher: Watcher
     cancel: CancelToken
+    dial: Callable[[], Channel]
 
     def advance(self, step: Step, reason: str = "") -> None:
         """Journal a step of this migration."""
@@ -194,17 +202,23 @@ def send_to_xendpy(transfer: Transfer, plan: dict[str, Any]) -> Outcome:
         MigrationError: it stays here, and runs as before.
     """
     channel = transfer.channel
+    wire = Stripes(channel)
     try:
         transfer.watcher.negotiated("xendpy")
         reserve(channel, plan, transfer.envelope)
-        count = _send_image(transfer)
+        if channel.streams:
+            _widen(wire, transfer)
+        count = _send_image(transfer, wire)
         transfer.cancel.seal()
         transfer.watcher.handing_over()
-        frames.send_frame(channel, FrameType.IMAGE_END, frames.IMAGE_BYTES.pack(count))
+        frames.send_frame(wire, FrameType.IMAGE_END, frames.IMAGE_BYTES.pack(count))
+        wire.narrow()
         _expect(channel, FrameType.RECEIVED, transfer.plan.verdict_timeout_s)
     except _FAILURES as error:
-        _say_abort(channel, _text(error))
+        _say_abort(wire, _text(error))
         raise _stays(transfer, error) from error
+    finally:
+        wire.narrow()
     # From here on this host never runs the guest again unless the target says it has none.
     transfer.advance(Step.RELEASED)
     try:
@@ -261,7 +275,31 @@ def parse_checks(body: bytes) -> list[Check]:
     return [Check.parse(item) for item in items if isinstance(item, dict)]
 
 
-def _send_image(transfer: Transfer) -> int:
+def _widen(wire: Stripes, transfer: Transfer) -> None:
+    """Open the further connections, as many as the target takes, and use them."""
+    lanes: list[Lane] = []
+    try:
+        for index in range(1, transfer.plan.streams):
+            lanes.append(_lane(transfer, index))
+    except XendError as error:
+        log.info("migration %s: no connection more: %s", transfer.entry.id, _text(error))
+    wire.widen(lanes)
+    frames.send_json(transfer.channel, FrameType.STREAMS, {"count": wire.count})
+
+
+def _lane(transfer: Transfer, index: int) -> Lane:
+    with contextlib.ExitStack() as undo:
+        channel = undo.enter_context(transfer.dial())
+        answer = ask(channel, stripes.opening(transfer.entry.id, index))
+        if not isinstance(answer, Ready) or answer.op != stripes.OPERATION:
+            raise HandshakeError(f"the peer answered {answer}", peer=channel.peer)
+        undo.pop_all()
+        lane = Lane(channel)
+        lane.start()
+        return lane
+
+
+def _send_image(transfer: Transfer, wire: Stripes) -> int:
     channel = transfer.channel
     count = 0
 
@@ -270,7 +308,7 @@ def _send_image(transfer: Transfer) -> int:
         if channel.readable():
             _expect(channel, FrameType.RECEIVED, ERROR_TIMEOUT_S)
             raise HandshakeError("the peer said received in the middle of the image")
-        count += frames.send_image(channel, pieces, channel.packer)
+        count += frames.send_image(wire, pieces, channel.packer)
 
     sender = transfer.sender(write)
     sender.send_memory()
@@ -292,7 +330,7 @@ def _expect(channel: Channel, wanted: FrameType, timeout_s: float) -> bytes:
     return body
 
 
-def _say_abort(channel: Channel, reason: str) -> None:
+def _say_abort(wire: Stripes, reason: str) -> None:
     # Usually the connection is what broke: the resolver tells the peer then.
     with contextlib.suppress(XendError):
-        frames.send_frame(channel, FrameType.ABORT, reason.encode())
+        frames.send_frame(wire, FrameType.ABORT, reason.encode())

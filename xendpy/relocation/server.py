@@ -259,7 +259,8 @@ class RelocationServer:
         return self._resolve(address)
 
     async def _operate(self, peer: Peer, request: Receive) -> None:
-        running = sum(other.incoming is not None for other in self._peers.values())
+        others = [peer.incoming for peer in self._peers.values() if peer.incoming is not None]
+        running = sum(other.is_migration for other in others)
         limit = min(self._settings.max_incoming, MAX_WORKERS)
         operation = self._operations.get(request.op)
         if operation is None or running >= limit:
