@@ -89,9 +89,10 @@ def test_what_xend_misreads_is_read_as_meant_with_a_warning(
 
 
 BAD = [
-    ("(a b#c)\n", "unexpected EOF", 2, 1),
-    ("(a b\n", "unexpected EOF", 2, 1),
-    ("(a 'b", "unexpected EOF", 1, 4),
+    ("(a b#c)\n", "unexpected EOF: the list of line 1, column 1, is not closed", 2, 1),
+    ("(a b\n", "unexpected EOF: the list of line 1, column 1, is not closed", 2, 1),
+    ("(z)\n(a\n (b\n", "unexpected EOF: the list of line 3, column 2, is not closed", 4, 1),
+    ("(a 'b", "unexpected EOF: this string is not closed", 1, 4),
     (")", "syntax error: )", 1, 1),
     ("(a b)\n (a b))", "syntax error: )", 2, 7),
     ("(a \xc3\xa9)", "invalid character: code 195", 1, 4),

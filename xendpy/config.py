@@ -318,6 +318,10 @@ class Warning:
     line: int
     text: str
 
+    def told(self, path: Path) -> str:
+        """Return the warning as one line, with the place in the file `path`."""
+        return f"{path}:{self.line}: {self.text}" if self.line else f"{path}: {self.text}"
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
@@ -338,7 +342,7 @@ def load(path: Path) -> LoadedConfig:
     try:
         text = path.read_bytes().decode("latin-1")
     except FileNotFoundError:
-        missing = Warning(0, f"Config file does not exist: {path}; all options have defaults")
+        missing = Warning(0, "the file does not exist: all options have defaults")
         origins: dict[str, int | None] = {row.name: None for _, row, _ in options()}
         return LoadedConfig(XendConfig(), path, origins, (missing,))
     except OSError as error:

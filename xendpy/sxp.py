@@ -117,13 +117,17 @@ class Parser(sexpdata.Parser):  # type: ignore[misc]  # sexpdata has no types
         if self._depth > self._max_depth:
             self._fail(f"lists nested deeper than {self._max_depth}", i)
         values: SxpList = []
+        opened = i - 1
         i = self._skip(i)
         while i < len(self.text) and self.text[i] not in (")", END_OF_INPUT):
             i, value = self.parse_value(i)
             values.append(value)
             i = self._skip(i)
         if i >= len(self.text) or self.text[i] == END_OF_INPUT:
-            self._fail("unexpected EOF", i)
+            line, column = self.place(opened)
+            self._fail(
+                f"unexpected EOF: the list of line {line}, column {column}, is not closed", i
+            )
         self._depth -= 1
         return i + 1, values
 
@@ -145,7 +149,7 @@ class Parser(sexpdata.Parser):  # type: ignore[misc]  # sexpdata has no types
                 return match.end(), "".join(parts)
             i, char = self._escape(match.end())
             parts.append(char)
-        self._fail("unexpected EOF", start)
+        self._fail("unexpected EOF: this string is not closed", start)
 
     def _escape(self, i: int) -> tuple[int, str]:
         char = self.text[i : i + 1]
@@ -162,7 +166,7 @@ class Parser(sexpdata.Parser):  # type: ignore[misc]  # sexpdata has no types
             if match is None:
                 self._fail("invalid hex escape: expected two hex digits", i)
             if not match.group().isdigit():
-                self._odd(i - 1, f"\\x{match.group()}: xend reads other bytes for a-f")
+                self._odd(i - 1, f"\\x{match.group()}: xend itself takes a-f for 0-5 here")
             return match.end(), chr(int(match.group(), 16))
         self._odd(i - 1, f"\\{char} is no escape: xend drops the '{char}'; write \\\\{char}")
         return i + 1, "\\" + char

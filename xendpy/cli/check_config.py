@@ -35,8 +35,7 @@ def run(paths: Paths) -> int:
         print(line)
     warnings = (*loaded.warnings, *check_environment(paths), *check_tls(loaded, paths))
     for warning in warnings:
-        place = f"{paths.config_file}:{warning.line}" if warning.line else str(paths.config_file)
-        print(f"Warning: {place}: {warning.text}", file=sys.stderr)
+        print(f"Warning: {warning.told(paths.config_file)}", file=sys.stderr)
     return 0
 
 
