@@ -13,9 +13,8 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import uvloop
 
@@ -83,7 +82,7 @@ def set_up_logs(paths: Paths, loaded: LoadedConfig, *, foreground: bool) -> str:
     level = "DEBUG" if os.environ.get("XEND_DEBUG") else config.loglevel
     file = logs.set_up(paths.below(config.logfile), level, console=foreground)
     for warning in loaded.warnings:
-        log.warning("%s:%d: %s", loaded.path, warning.line, warning.text)
+        log.warning("%s", warning.told(loaded.path))
     return str(file)
 
 
@@ -182,10 +181,10 @@ class Service:
                 ready()
                 self._notifier.ready(self.migrations.summary())
                 background = [
-                    self._begin(autostart.start_all(self.guests, self._paths)),
-                    self._begin(self._keep_alive()),
-                    self._begin(self.transfers.resolve_for_ever()),
-                    self._begin(Lifecycle(self.guests).run_for_ever()),
+                    self._begin(lambda: autostart.start_all(self.guests, self._paths)),
+                    self._begin(self._keep_alive),
+                    self._begin(self.transfers.resolve_for_ever),
+                    self._begin(Lifecycle(self.guests).run_for_ever),
                 ]
                 await self._stopping.wait()
                 for task in background:
@@ -217,7 +216,7 @@ class Service:
         deadline_s = self._config.drain_timeout_s or FOREVER_S
         log.info("stopping: %s", self.migrations.summary())
         self._notifier.stopping(f"draining: {self.migrations.summary()}")
-        patience = self._begin(self._ask_for_time())
+        patience = self._begin(self._ask_for_time)
         await autostart.stop_all(self.guests)
         await self.transfers.drain()
         await self.relocation.drain(deadline_s)
@@ -261,12 +260,12 @@ class Service:
         self._stopping.set()
         if self._stops > 1:
             log.warning("told to stop again: cutting what still goes on")
-            self._begin(self.relocation.drain(0))
-            self._begin(self.rpc.drain(0))
+            self._begin(lambda: self.relocation.drain(0))
+            self._begin(lambda: self.rpc.drain(0))
 
     def _on_hangup(self) -> None:
         if not self._stopping.is_set():
-            self._begin(self.reload())
+            self._begin(self.reload)
 
     async def reload(self) -> None:
         """Apply the configuration file as it is now, or keep the old one as a whole."""
@@ -285,12 +284,15 @@ class Service:
         self.rpc.hosts_allow = settings.hosts_allow
         logging.getLogger().setLevel(logs.level_of(loaded.config.loglevel))
         for warning in loaded.warnings:
-            log.warning("%s:%d: %s", loaded.path, warning.line, warning.text)
+            log.warning("%s", warning.told(loaded.path))
         log.info("configuration reloaded")
         self._notifier.ready(self.migrations.summary())
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Begin a task of the daemon's own; what goes wrong in it ends nothing else."""
+    def _begin(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        """Begin a task of the daemon's own; what goes wrong in it ends nothing else.
+
+        `work` is called in the task: one that is cancelled before its first step does nothing.
+        """
         assert self._tasks is not None
         return self._tasks.create_task(_guarded(work))
 
@@ -339,9 +341,9 @@ class Service:
             hypervisor.close()
 
 
-async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+async def _guarded(work: Callable[[], Awaitable[None]]) -> None:
     try:
-        await work
+        await work()
     except Exception:
         log.exception("a task of the daemon failed")
 
