@@ -746,6 +746,28 @@ def test_reboot_waits_for_the_next_restart(
     assert next(counts, None) is None
 
 
+def test_shutdown_of_all_goes_on_behind_one_that_cannot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(domain: str, reason: str) -> None:
+        if domain == "resting":
+            raise fault(2, "it only rests")
+
+    names = iter([["Domain-0", "resting", "legacy-pv"], ["Domain-0", "resting"]])
+    replies = {
+        "xend.domain": LEGACY_PV,
+        "xend.domain.getRestartCount": "0",
+        "xend.domain.shutdown": end,
+        "xend.domains": lambda _: next(names),
+    }
+    code, sent = run(tmp_path, "shutdown", "-aw", replies=replies)
+    asked = [params[0] for name, params in sent if name == "xend.domain.shutdown"]
+    assert (code, asked) == (1, ["resting", "legacy-pv"])
+    said = capsys.readouterr()
+    assert said.err == "Error: it only rests\n"
+    assert said.out == "Domain legacy-pv terminated\nAll domains terminated\n"
+
+
 def test_info_config_lists_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "etc/xen/xend-config.sxp"
     config.parent.mkdir(parents=True)

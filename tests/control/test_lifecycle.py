@@ -9,6 +9,7 @@ import pytest
 from tests.control.fakes import FakeHypervisor
 from tests.streams import config as config_sxp
 from xendpy.control import lifecycle
+from xendpy.control.domain_methods import DomainMethods
 from xendpy.control.events import EventKind
 from xendpy.control.guests import Guests
 from xendpy.control.lifecycle import Lifecycle
@@ -105,6 +106,27 @@ async def test_what_the_configuration_says_is_done(guests, hypervisor, reason, v
     assert guests.restarts[UUID] == restarted
     if restarted:
         assert hypervisor.guests[UUID].state is DomainState.BLOCKED
+
+
+async def test_a_guest_between_two_lives_is_still_known(guests, hypervisor):
+    methods = DomainMethods(guests)
+    seen = []
+    create = guests.create
+
+    async def creating(config):
+        seen.append((await methods.domains(False), await methods.domains(True)))
+        seen.append([await methods.getRestartCount(found) for found in ("web01", UUID)])
+        return await create(config)
+
+    guests.create = creating
+    async with watched(guests, hypervisor) as end:
+        await end(add(hypervisor), "reboot")
+    (names, details), counts = seen
+    assert names == ["Domain-0", "web01"] and len(details) == 1
+    assert counts == ["0", "0"]
+    assert await methods.domains(False) == ["Domain-0", "web01"]
+    assert await methods.getRestartCount("web01") == "1"
+    assert guests.restarting == {}
 
 
 async def test_a_guest_that_ends_again_at_once_is_not_restarted(guests, hypervisor, caplog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 
@@ -116,33 +117,43 @@ def mebibytes(text: str) -> int:
     return int(text) if unit is None else int(text[:-1]) * unit >> 20
 
 
-def reboot(xm: Invocation) -> None:
+def reboot(xm: Invocation) -> int:
     """Reboot a domain, or all."""
-    _shut_down(xm, "reboot")
+    return _shut_down(xm, "reboot")
 
 
-def shutdown(xm: Invocation) -> None:
+def shutdown(xm: Invocation) -> int:
     """Shut a domain down, or all."""
     if xm.given("halt") and xm.given("reboot"):
         raise UsageError("Can't specify halt and reboot", usage=False)
     reason = "halt" if xm.given("halt") else "reboot" if xm.given("reboot") else "poweroff"
-    _shut_down(xm, reason)
+    return _shut_down(xm, reason)
 
 
-def _shut_down(xm: Invocation, reason: str) -> None:
+def _shut_down(xm: Invocation, reason: str) -> int:
     # The name each goes by now, under what the user called it.
     waiting: dict[str, str] = {}
     restarts: dict[str, int] = {}
+    code = 0
     for domain in _targets(xm):
-        waiting[domain] = str(child_value(xm.call("xend.domain", domain), "name"))
-        restarts[domain] = xm.call("xend.domain.getRestartCount", domain)
-        xm.call("xend.domain.shutdown", domain, reason)
+        try:
+            name = str(child_value(xm.call("xend.domain", domain), "name"))
+            count = xm.call("xend.domain.getRestartCount", domain)
+            xm.call("xend.domain.shutdown", domain, reason)
+        except RpcError as error:
+            if not xm.given("all"):
+                raise
+            print(f"Error: {error.reason}", file=sys.stderr)
+            code = 1
+        else:
+            waiting[domain], restarts[domain] = name, count
     if not xm.given("wait"):
-        return
+        return code
     if reason == "reboot":
         _await(xm, waiting, lambda name: _rebooted(xm, name, restarts), "rebooted")
     else:
         _await(xm, waiting, lambda domain: False, "terminated")
+    return code
 
 
 def _targets(xm: Invocation) -> list[str]:

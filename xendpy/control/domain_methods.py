@@ -93,8 +93,16 @@ class DomainMethods:
         return domain_sxp(await self._guests.get(dom), devices=_flag(full))
 
     async def domains(self, detail: Flag = True, full: Flag = False) -> Value:
-        """Return the live guests: sxps, or names without `detail`."""
-        return _shown(await self._guests.live(), detail, full)
+        """Return the live guests: sxps, or names without `detail`.
+
+        Among the names are those of guests between two lives: `xm reboot -w` takes a guest that
+        is missing for one that failed to come back.
+        """
+        live = await self._guests.live()
+        if _flag(detail):
+            return _shown(live, detail, full)
+        names = (*(guest.name for guest in live), *self._guests.restarting.values())
+        return list(dict.fromkeys(names))
 
     async def domains_with_state(self, detail: Flag, state: str, full: Flag = False) -> Value:
         """Return the guests in a state, managed ones that do not run among them."""
@@ -115,8 +123,10 @@ class DomainMethods:
 
     async def getRestartCount(self, dom: Reference) -> Value:
         """Return how often the guest was restarted by its on_reboot or on_crash."""
-        guest = await self._guests.get(dom)
-        return str(self._guests.restarts[guest.uuid])
+        between = self._guests.restarting.items()
+        found = next((uuid for uuid, name in between if dom in (uuid, name)), None)
+        uuid = found or (await self._guests.get(dom)).uuid
+        return str(self._guests.restarts[uuid])
 
     async def waitForDevices(self, dom: Reference) -> Value:
         """Return when the guest's devices are connected."""

@@ -71,6 +71,7 @@ class Guests(Lookup):
         self.events = Events()
         self.operations = Operations()
         self.restarts: Counter[str] = Counter()  # by uuid, since this daemon began
+        self.restarting: dict[str, str] = {}  # uuid to name, of guests between two lives
 
     async def live(self) -> list[DomainSummary]:
         """Return Domain-0 and the live guests by id; one that moves goes by `migrating-NAME`."""

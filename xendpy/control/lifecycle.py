@@ -79,13 +79,22 @@ class Lifecycle:
         log.info("domain %s (%s) has ended: %s", guest.name, guest.domid, reason)
         self._guests.events.emit(EventKind.STOPPED, guest, detail)
         action = self._action(guest, reason)
+        again = action in ("restart", "rename-restart")
+        if again:
+            self._guests.restarting[guest.uuid] = guest.name
+        try:
+            await self._end(guest, reason, action)
+            if again:
+                await self._restart(guest)
+        finally:
+            self._guests.restarting.pop(guest.uuid, None)
+
+    async def _end(self, guest: DomainSummary, reason: str, action: str) -> None:
         with self._guests.operations.begin(guest.uuid, guest.name, f"after its {reason}"):
             if action == "rename-restart":
                 await self._set_aside(guest)
             elif action != "preserve":
                 await self._guests.workers.quick(self._guests.hypervisor.destroy, named(guest))
-        if action in ("restart", "rename-restart"):
-            await self._restart(guest)
 
     def _action(self, guest: DomainSummary, reason: str) -> str:
         doubt = self._doubt(guest)
