@@ -23,7 +23,7 @@ MORE = """\
 """
 GUEST = """\
 <domain type='xen'>
-  <name>testvm1</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>
+  <name>testvm1</name><memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>
   <os><type>linux</type><kernel>xendpy:ticker</kernel><cmdline>{extra}</cmdline></os>
   <devices/>
 </domain>
@@ -43,10 +43,13 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host
         yield both
 
 
+def uri(host: Host, socket: str = "virtxend-sock") -> str:
+    return f"xen+unix:///system?socket={host.root}/run/libvirt/{socket}"
+
+
 def virsh(host: Host, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    uri = f"xen+unix:///system?socket={host.root}/run/libvirt/virtxend-sock"
     done = subprocess.run(
-        ["virsh", "-c", uri, *argv], capture_output=True, text=True, timeout=240, check=False
+        ["virsh", "-c", uri(host), *argv], capture_output=True, text=True, timeout=240, check=False
     )
     assert not check or done.returncode == 0, f"virsh {argv}: {done.stdout}{done.stderr}"
     return done
@@ -62,11 +65,21 @@ def listed(host: Host, *options: str) -> list[tuple[str, str]]:
 @pytest.fixture
 def guest(hosts: tuple[Host, Host], tmp_path: Path) -> Iterator[str]:
     here, _ = hosts
-    file = tmp_path / "testvm1.xml"
-    file.write_text(GUEST.format(extra="tick=0.05"))
-    virsh(here, "define", str(file))
-    virsh(here, "start", "testvm1")
+    start(here, tmp_path, extra="tick=0.05")
     yield "testvm1"
+    clear(hosts)
+
+
+def start(host: Host, directory: Path, *, extra: str, memory: int = 16) -> None:
+    """Define and start testvm1."""
+    file = directory / "testvm1.xml"
+    file.write_text(GUEST.format(extra=extra, memory=memory))
+    virsh(host, "define", str(file))
+    virsh(host, "start", "testvm1")
+
+
+def clear(hosts: tuple[Host, Host]) -> None:
+    """Let no guest be left."""
     for host in hosts:
         virsh(host, "destroy", "testvm1", check=False)
         virsh(host, "undefine", "testvm1", check=False)
@@ -84,6 +97,7 @@ def test_list_start_save_restore(hosts: tuple[Host, Host], guest: str, tmp_path:
     assert "saved to" in virsh(here, "save", guest, str(file)).stdout
     assert listed(here) == [DOMAIN_0]
     assert listed(here, "--all") == [DOMAIN_0, (guest, "shut off")]
+    assert virsh(here, "domstate", "--reason", guest).stdout.strip() == "shut off (saved)"
     assert file.read_bytes()[:16] == b"LinuxGuestRecord"
     virsh(here, "restore", str(file))
     assert listed(here) == [DOMAIN_0, (guest, "idle")]
@@ -93,12 +107,13 @@ def test_suspend_resume_and_what_is_said_of_a_guest(hosts: tuple[Host, Host], gu
     here, _ = hosts
     virsh(here, "suspend", guest)
     assert listed(here)[1] == (guest, "paused")
+    assert virsh(here, "domstate", "--reason", guest).stdout.strip() == "paused (user)"
     virsh(here, "resume", guest)
     assert listed(here)[1] == (guest, "idle")
     assert "Max memory:     16384 KiB" in virsh(here, "dominfo", guest).stdout
-    assert "<kernel>xendpy:ticker</kernel>" in virsh(here, "dumpxml", guest).stdout
+    assert "<kernel>/xendpy:ticker</kernel>" in virsh(here, "dumpxml", guest).stdout
     assert "balloon.maximum=16384" in virsh(here, "domstats", guest).stdout
-    assert virsh(here, "domstate", guest).stdout.strip() == "idle"
+    assert virsh(here, "domstate", "--reason", guest).stdout.strip() == "idle (unknown)"
     virsh(here, "autostart", guest)
     assert "Autostart:      enable" in virsh(here, "dominfo", guest).stdout
     assert "CPU(s):" in virsh(here, "nodeinfo").stdout
@@ -127,6 +142,29 @@ def test_migrate_direct_and_persistent(hosts: tuple[Host, Host], guest: str) -> 
     assert listed(there) == [DOMAIN_0, (guest, "idle")]
     virsh(there, "migrate", "--live", "--persistent", guest, "xen+tcp://127.0.0.1:16519/system")
     assert "Persistent:     yes" in virsh(here, "dominfo", guest).stdout
+
+
+def test_migrate_under_another_name(hosts: tuple[Host, Host], guest: str) -> None:
+    here, there = hosts
+    virsh(here, "migrate", "--live", "--dname", "other", guest, TCP)
+    assert listed(there) == [DOMAIN_0, ("other", "idle")]
+    assert virsh(here, "domstate", "--reason", guest).stdout.strip() == "shut off (migrated)"
+    back = TCP.replace("127.0.0.2", "127.0.0.1")
+    virsh(there, "migrate", "--live", "--dname", guest, "other", back)
+    assert listed(here) == [DOMAIN_0, (guest, "idle")]
+
+
+def test_the_bandwidth_can_be_changed_in_mid_flight(
+    hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    here, there = hosts
+    start(here, tmp_path, extra="tick=0.05", memory=512)  # eight minutes at this rate
+    moving = migrating(here, "--live", "--bandwidth", "1", "testvm1", TCP)
+    virsh(here, "migrate-setspeed", "testvm1", "0")
+    assert moving.communicate(timeout=240)[1].strip() == ""
+    assert moving.returncode == 0
+    assert listed(there) == [DOMAIN_0, ("testvm1", "idle")]
+    clear(hosts)
 
 
 @pytest.mark.parametrize(
@@ -158,18 +196,24 @@ def test_a_refusal_of_the_target_reaches_the_screen(
     assert listed(here)[1] == (guest, "idle")
 
 
+def migrating(host: Host, *argv: str) -> subprocess.Popen[str]:
+    """Begin a migration of testvm1, and return it when it is under way."""
+    moving = subprocess.Popen(
+        ["virsh", "-c", uri(host), "migrate", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: "Data processed" in virsh(host, "domjobinfo", "testvm1").stdout, "a job")
+    return moving
+
+
 def test_an_abort_in_mid_flight_leaves_the_guest_here(
     hosts: tuple[Host, Host], guest: str
 ) -> None:
     here, there = hosts
     virsh(here, "migrate-setspeed", guest, "4")
-    uri = f"xen+unix:///system?socket={here.root}/run/libvirt/virtxend-sock"
-    moving = subprocess.Popen(
-        ["virsh", "-c", uri, "migrate", "--live", guest, TCP],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until(lambda: "Data processed" in virsh(here, "domjobinfo", guest).stdout, "a job")
+    moving = migrating(here, "--live", guest, TCP)
     virsh(here, "domjobabort", guest)
     assert "cancelled" in moving.communicate(timeout=120)[1]
     assert moving.returncode == 1
@@ -179,16 +223,16 @@ def test_an_abort_in_mid_flight_leaves_the_guest_here(
 
 
 def test_the_read_only_socket_changes_nothing(hosts: tuple[Host, Host], guest: str) -> None:
-    uri = f"xen+unix:///system?socket={hosts[0].root}/run/libvirt/virtxend-sock-ro"
-    shown = subprocess.run(["virsh", "-c", uri, "list"], capture_output=True, text=True)
+    ro = ["virsh", "-c", uri(hosts[0], "virtxend-sock-ro")]
+    shown = subprocess.run([*ro, "list"], capture_output=True, text=True)
     assert guest in shown.stdout
-    done = subprocess.run(["virsh", "-c", uri, "destroy", guest], capture_output=True, text=True)
+    done = subprocess.run([*ro, "destroy", guest], capture_output=True, text=True)
     assert done.returncode == 1 and "forbidden for read only access" in done.stderr
 
 
 def test_creating_what_needs_xen_says_so(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     file = tmp_path / "real.xml"
-    file.write_text(GUEST.format(extra="").replace("xendpy:ticker", "/boot/vmlinuz"))
+    file.write_text(GUEST.format(extra="", memory=16).replace("xendpy:ticker", "/boot/vmlinuz"))
     done = virsh(hosts[0], "create", str(file), check=False)
     assert done.returncode == 1 and "needs Xen" in done.stderr
     assert listed(hosts[0], "--all") == [DOMAIN_0]
@@ -196,9 +240,8 @@ def test_creating_what_needs_xen_says_so(hosts: tuple[Host, Host], tmp_path: Pat
 
 def test_lifecycle_events_are_told(hosts: tuple[Host, Host], guest: str) -> None:
     here, _ = hosts
-    uri = f"xen+unix:///system?socket={here.root}/run/libvirt/virtxend-sock"
     watching = subprocess.Popen(
-        ["virsh", "-c", uri, "event", "--event", "lifecycle", "--timeout", "30"],
+        ["virsh", "-c", uri(here), "event", "--event", "lifecycle", "--timeout", "30"],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -21,6 +21,7 @@ from xendpy.migration.precopy import (
     precopy,
 )
 from xendpy.migration.progress import Round
+from xendpy.migration.send import Pacer
 from xendpy.stream.records import Pages, Record
 
 LIMITS = PrecopyLimits(max_downtime_s=0.3, max_iterations=29, max_factor=3)
@@ -131,7 +132,7 @@ class Clock:
 
 def test_live_copies_everything_then_what_was_written_then_the_rest_suspended() -> None:
     source = ScriptedSource(2048, [1000, 10, 3])
-    items = list(precopy(source, LIMITS, Clock(10.0), live=True))
+    items = list(precopy(source, lambda: LIMITS, Clock(10.0), live=True))
     assert source.log == [
         "track", "read 1024", "read 1024", "take 1000", "read 1000", "take 10",
         "suspend", "take 3", "read 10",
@@ -147,13 +148,13 @@ def test_live_copies_everything_then_what_was_written_then_the_rest_suspended() 
 
 def test_what_is_written_between_decision_and_suspend_is_sent() -> None:
     source = ScriptedSource(64, [0, 40])
-    list(precopy(source, LIMITS, Clock(0.1), live=True))
+    list(precopy(source, lambda: LIMITS, Clock(0.1), live=True))
     assert source.log[-3:] == ["suspend", "take 40", "read 40"]
 
 
 def test_offline_suspends_first_and_sends_once() -> None:
     source = ScriptedSource(1500, [])
-    items = list(precopy(source, LIMITS, Clock(0.1), live=False))
+    items = list(precopy(source, lambda: LIMITS, Clock(0.1), live=False))
     assert source.log == ["suspend", "read 1024", "read 476"]
     assert isinstance(items[0], Suspended)
 
@@ -161,7 +162,7 @@ def test_offline_suspends_first_and_sends_once() -> None:
 def test_a_guest_that_never_converges_is_stopped_after_the_last_iteration() -> None:
     limits = PrecopyLimits(max_iterations=4, max_factor=100)
     source = ScriptedSource(1024, [900] * 10)
-    items = list(precopy(source, limits, Clock(10.0), live=True))
+    items = list(precopy(source, lambda: limits, Clock(10.0), live=True))
     suspended = next(item for item in items if isinstance(item, Suspended))
     assert not suspended.verdict.converged
     assert "4 iterations" in suspended.verdict.reason
@@ -172,5 +173,32 @@ def test_a_guest_that_never_converges_is_left_running_when_the_plan_says_cancel(
     limits = PrecopyLimits(max_iterations=2, on_no_convergence=OnNoConvergence.CANCEL)
     source = ScriptedSource(1024, [900] * 10)
     with pytest.raises(PrecopyCancelled, match="2 iterations"):
-        list(precopy(source, limits, Clock(10.0), live=True))
+        list(precopy(source, lambda: limits, Clock(10.0), live=True))
     assert "suspend" not in source.log
+
+
+def test_a_downtime_that_is_allowed_meanwhile_ends_the_iterations() -> None:
+    source = ScriptedSource(1024, [900] * 10)
+
+    def limits() -> PrecopyLimits:
+        return PrecopyLimits(max_downtime_s=0.3 if source.asked < 3 else 3600.0)
+
+    items = list(precopy(source, limits, Clock(10.0), live=True))
+    suspended = next(item for item in items if isinstance(item, Suspended))
+    assert suspended.verdict.converged
+    assert source.log.index("suspend") == source.log.index("take 900") + 5  # after the third
+
+
+def test_a_rate_that_changes_meanwhile_holds_from_the_next_write_on() -> None:
+    rates = iter((1000, 1000, 0, 4000))
+    now_s, waits = 0.0, list[float]()
+
+    def wait(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        waits.append(seconds)
+
+    pacer = Pacer(lambda: next(rates), wait, lambda: now_s)
+    for _ in range(4):
+        pacer.spend(2000)
+    assert waits == [2.0, 2.0, 0.5]

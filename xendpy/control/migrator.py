@@ -10,7 +10,10 @@ from xendpy.guest.domain import DomainSummary
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrateRequest:
-    """What `xm migrate` asks for; `tls` None = as configured, `port` 0 = the configured one."""
+    """What a client asks for; `tls` None = as configured, `port` 0 = the configured one.
+
+    `name`: what the guest is called from then on, '' = as before.
+    """
 
     destination: str
     live: bool = False
@@ -18,6 +21,7 @@ class MigrateRequest:
     node: int = -1
     tls: bool | None = None
     change_home_server: bool = False
+    name: str = ""
 
 
 class Migrator(Protocol):

@@ -127,7 +127,7 @@ class Dialler:
                 id=entry_id,
                 direction=Direction.OUT,
                 step=Step.SENDING,
-                name=order.config.name,
+                name=order.domain.name,
                 uuid=order.config.uuid,
                 peer=order.peer.name,
                 address=order.peer.address,
@@ -139,7 +139,7 @@ class Dialler:
         progress = MigrationProgress(
             migration_id=entry_id,
             peer=order.peer.name,
-            name=order.config.name,
+            name=order.domain.name,
             uuid=order.config.uuid,
             total_pages=total_pages(order.config.memory_mib),
             started_s=time.time(),

@@ -25,7 +25,7 @@ from xendpy.guest.domain import Domain, DomainSummary
 from xendpy.migration.handover import Direction, Entry, Journal, Step, new_id
 from xendpy.migration.precopy import OnNoConvergence, PrecopyLimits
 from xendpy.migration.preflight import Check
-from xendpy.migration.send import MigrationPlan
+from xendpy.migration.send import CancelToken, MigrationPlan
 from xendpy.relocation.outgoing import Outcome
 from xendpy.relocation.stripes import MAX_STREAMS
 
@@ -206,6 +206,8 @@ class Transfers:
         sent = guest.config
         if request.node >= 0:
             sent = sent.with_values(node=request.node)
+        if request.name:
+            sent = sent.renamed(request.name)
         return Order(Domain(domid=guest.domid, uuid=guest.uuid, name=guest.name), sent, peer, plan)
 
     async def _run(self, outgoing: Outgoing) -> Outcome:
@@ -232,10 +234,23 @@ class Transfers:
 
     def hurry(self, uuid: str) -> bool:
         """Have a guest's migration stop it after this iteration; False if none is under way."""
-        found = [out for out, _ in self._running.values() if out.entry.uuid == uuid]
-        for outgoing in found:
-            outgoing.cancel.hurried = True
+        found = self._tokens(uuid)
+        for token in found:
+            token.hurried = True
         return bool(found)
+
+    def allow_downtime(self, uuid: str, seconds: float) -> None:
+        """Let a guest's migration under way, if there is one, stop it for that long."""
+        for token in self._tokens(uuid):
+            token.max_downtime_s = seconds
+
+    def allow_bandwidth(self, uuid: str, bytes_per_s: int) -> None:
+        """Let a guest's migration under way, if there is one, go at that rate; 0 = any."""
+        for token in self._tokens(uuid):
+            token.bandwidth_bytes_per_s = bytes_per_s
+
+    def _tokens(self, uuid: str) -> list[CancelToken]:
+        return [out.cancel for out, _ in self._running.values() if out.entry.uuid == uuid]
 
     def cancel(self, migration_id: str, by: str) -> bool:
         """Cancel a migration under way; False if it is being handed over, or over.

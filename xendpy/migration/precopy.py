@@ -128,7 +128,7 @@ class PrecopyCancelled(Exception):
 
 def precopy(
     source: PageSource,
-    limits: PrecopyLimits,
+    limits: Callable[[], PrecopyLimits],
     clock: Callable[[], float],
     *,
     live: bool,
@@ -137,9 +137,10 @@ def precopy(
     """Yield the guest's pages, iteration by iteration, and what happened between them.
 
     A `Pages` must be consumed before the next item is asked for: its views die then. After the
-    last item the guest stands still and `source.closing()` may be sent. `hurried` is asked after
-    each iteration: somebody wants it over with, whatever is left. Offline (`live` false,
-    or a guest at rest): the guest is suspended first and everything is sent once.
+    last item the guest stands still and `source.closing()` may be sent. `limits` and `hurried` are
+    asked after each iteration: somebody may have changed them, or want it over with, whatever is
+    left. Offline (`live` false, or a guest at rest): the guest is suspended first and everything
+    is sent once.
 
     Raises:
         PrecopyCancelled: the guest did not converge and the plan says cancel; it still runs.
@@ -179,7 +180,7 @@ def precopy(
             seconds=took_s,
             last=False,
         )
-        verdict = decide(stats, limits)
+        verdict = decide(stats, limits())
         if verdict.decision is Decision.CONTINUE_PRECOPY and hurried():
             verdict = Verdict(Decision.STOP_AND_COPY, False, "told to finish")
         if verdict.decision is Decision.ABORT:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Protocol, TypeGuard
 
@@ -71,9 +71,10 @@ class MigrationPlan:
 
 
 class CancelToken:
-    """Somebody's wish to stop, seen by the worker between two writes.
+    """Somebody's wish to stop, or to go on otherwise, seen by the worker between two writes.
 
     `seal` ends the time in which a wish counts: from then on the guest is being handed over.
+    What is None goes as the plan says.
     """
 
     def __init__(self) -> None:
@@ -84,6 +85,8 @@ class CancelToken:
         self.by = ""
         # Somebody wants it over with: after this iteration the guest is stopped.
         self.hurried = False
+        self.bandwidth_bytes_per_s: int | None = None
+        self.max_downtime_s: float | None = None
 
     def on_cancel(self, wake: Callable[[], None]) -> None:
         """Have `wake` called, from the canceller's thread, so that a blocked write returns."""
@@ -128,12 +131,12 @@ class Pacer:
     """Keeps a byte rate: after each write, waits until the rate is met again.
 
     The allowance that may be saved up is a tenth of a second's worth: short bursts pass, long
-    ones do not, whatever the link did before.
+    ones do not, whatever the link did before. `bytes_per_s` is asked for each write; 0 = any.
     """
 
     def __init__(
         self,
-        bytes_per_s: int,
+        bytes_per_s: Callable[[], int],
         wait: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -144,10 +147,11 @@ class Pacer:
 
     def spend(self, nr_bytes: int) -> None:
         """Account for `nr_bytes` that were sent, and wait if they came too soon."""
-        if not self._rate:
+        rate = self._rate()
+        if not rate:
             return
         now_s = self._clock()
-        self._due_s = max(self._due_s, now_s - 0.1) + nr_bytes / self._rate
+        self._due_s = max(self._due_s, now_s - 0.1) + nr_bytes / rate
         if self._due_s > now_s:
             self._wait(self._due_s - now_s)
 
@@ -177,7 +181,7 @@ class Sender:
             PrecopyCancelled: it does not converge, and the plan says cancel.
             MigrationAborted: somebody cancelled.
         """
-        pacer = Pacer(self.plan.bandwidth_bytes_per_s, self.cancel.wait, self.clock)
+        pacer = Pacer(self._bandwidth, self.cancel.wait, self.clock)
         if has_pages(self.source):
             self._send_pages(self.source, pacer)
         else:
@@ -199,7 +203,7 @@ class Sender:
         live = self.plan.live and source.live
         for item in precopy(
             source,
-            self.plan.limits,
+            self._limits,
             self.clock,
             live=live,
             hurried=lambda: self.cancel.hurried,
@@ -214,11 +218,23 @@ class Sender:
                     self.observer.suspended(item)
                     if live:
                         # A live guest stands still now: what is left goes at full speed.
-                        pacer = Pacer(0, self.cancel.wait, self.clock)
+                        pacer = self._unpaced()
+
+    def _bandwidth(self) -> int:
+        wished = self.cancel.bandwidth_bytes_per_s
+        return self.plan.bandwidth_bytes_per_s if wished is None else wished
+
+    def _limits(self) -> PrecopyLimits:
+        wished_s = self.cancel.max_downtime_s
+        limits = self.plan.limits
+        return limits if wished_s is None else replace(limits, max_downtime_s=wished_s)
+
+    def _unpaced(self) -> Pacer:
+        return Pacer(lambda: 0, self.cancel.wait, self.clock)
 
     def send_tail(self) -> None:
         """Send what comes after memory, up to and including the end of the image."""
-        pacer = Pacer(0, self.cancel.wait, self.clock)
+        pacer = self._unpaced()
         for record in self._tail:
             self._send(record, pacer)
 

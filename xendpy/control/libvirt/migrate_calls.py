@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 
-from xendpy.control.libvirt.domain_calls import add_domain, find
-from xendpy.control.libvirt.domain_xml import from_xml
+from xendpy.control.events import EventKind
+from xendpy.control.libvirt.domain_calls import add_domain, find, undefine
 from xendpy.control.libvirt.layouts import refuse_flags
 from xendpy.control.libvirt.session import Procedure, Session
 from xendpy.control.libvirt.wire import Code
 from xendpy.control.libvirt.xdr import Kind, Param, Reader, Writer
+from xendpy.control.libvirt.xml_config import from_xml
 from xendpy.control.migrations import Migration, Way
 from xendpy.control.migrator import MigrateRequest
 from xendpy.control.new_config import new_config
@@ -80,16 +81,8 @@ async def _prepare2(session: Session, args: Reader) -> Writer:
     uri_in, flags, name, _speed = args.opt_string(), args.u64(), args.opt_string(), args.u64()
     _check_flags(flags)
     config = new_config(from_xml(args.string()))
-    _check_name(name, config.name)
-    await _preflight(session, config)
+    await _preflight(session, config.renamed(name) if name else config)
     return Writer().opaque(COOKIE).opt_string(_destination(session, uri_in))
-
-
-def _check_name(asked: str | None, name: str) -> None:
-    if asked not in (None, name):
-        raise RpcError(
-            Code.ARGUMENT_UNSUPPORTED, "a guest keeps its name: --dname is not supported"
-        )
 
 
 async def _preflight(session: Session, config: DomainConfig) -> None:
@@ -113,21 +106,20 @@ async def _perform(session: Session, args: Reader) -> Writer:
     flags, name, speed = args.u64(), args.opt_string(), args.u64()
     _check_flags(flags)
     guest = await find(session, domain)
-    _check_name(name, guest.config.name)
     both = flags & PERSIST_DEST and flags & UNDEFINE_SOURCE
     managed = session.guests.managed.get(guest.uuid) is not None
-    request = _request(uri, flags, change_home_server=bool(both) and managed)
+    request = _request(uri, flags, name or "", change_home_server=bool(both) and managed)
     options = _options(session, guest.uuid, speed)
     transfers = session.host.transfers
     migration_id = await transfers.start(guest.uuid, request, options)
     if await transfers.outcome(migration_id) is Outcome.IN_DOUBT:
         raise MigrationError(transfers.doubt(migration_id))
     if flags & UNDEFINE_SOURCE and managed and not both:
-        await session.guests.workers.quick(session.guests.managed.remove, guest.uuid)
+        await undefine(session, guest)
     return Writer()
 
 
-def _request(uri: str, flags: int, *, change_home_server: bool) -> MigrateRequest:
+def _request(uri: str, flags: int, name: str, *, change_home_server: bool) -> MigrateRequest:
     match = _URI.fullmatch(uri)
     scheme = match["scheme"] if match else ""
     if match is None or not (scheme or "xen").startswith("xen"):
@@ -142,6 +134,7 @@ def _request(uri: str, flags: int, *, change_home_server: bool) -> MigrateReques
         live=bool(flags & LIVE),
         port=port,
         change_home_server=change_home_server,
+        name=name,
     )
 
 
@@ -168,6 +161,7 @@ async def _arrived(session: Session, name: str, flags: int) -> Writer:
     guest = await session.guests.get(name)
     if flags & PERSIST_DEST and session.guests.managed.get(guest.uuid) is None:
         await session.guests.workers.quick(session.guests.managed.put, guest.config)
+        session.guests.events.emit(EventKind.DEFINED, guest)
     return add_domain(Writer(), guest)
 
 
@@ -242,7 +236,9 @@ async def _set_downtime(session: Session, args: Reader) -> Writer:
     domain, downtime_ms = args.domain(), args.u64()
     if not 1 <= downtime_ms <= 2_000_000:
         raise RpcError(Code.INVALID_ARG, f"{downtime_ms} ms is no downtime: 1 to 2000000 is")
-    session.host.downtime_ms[(await find(session, domain)).uuid] = downtime_ms
+    uuid = (await find(session, domain)).uuid
+    session.host.downtime_ms[uuid] = downtime_ms
+    session.host.transfers.allow_downtime(uuid, downtime_ms / 1000)
     return Writer()
 
 
@@ -255,7 +251,9 @@ async def _set_speed(session: Session, args: Reader) -> Writer:
     domain, mib = args.domain(), args.u64()
     if mib >= 1 << 32:
         raise RpcError(Code.INVALID_ARG, f"{mib} MiB/s is no bandwidth")
-    session.host.speed_mib[(await find(session, domain)).uuid] = mib
+    uuid = (await find(session, domain)).uuid
+    session.host.speed_mib[uuid] = mib
+    session.host.transfers.allow_bandwidth(uuid, mib << 20)
     return Writer()
 
 
