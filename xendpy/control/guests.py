@@ -244,6 +244,7 @@ class Guests(Lookup):
         self.events.emit(EventKind.MIGRATED, guest, request.destination)
         if request.change_home_server:
             await self.workers.quick(self.managed.remove, guest.uuid)
+            self.events.emit(EventKind.UNDEFINED, guest)
 
     # Managed domains
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from xendpy.control.libvirt.domain_xml import from_xml, to_xml
+from xendpy.control.events import EventKind
+from xendpy.control.guests import MIGRATED
+from xendpy.control.libvirt.domain_xml import to_xml
+from xendpy.control.libvirt.reasons import PAUSED, RUNNING, SHUTOFF
 from xendpy.control.libvirt.session import Handler, Procedure, Session
 from xendpy.control.libvirt.wire import Code
 from xendpy.control.libvirt.xdr import Kind, Param, Reader, Writer
+from xendpy.control.libvirt.xml_config import from_xml
 from xendpy.control.new_config import new_config
 from xendpy.errors import DomainNotFound, RpcError
 from xendpy.guest.domain import DomainConfig, DomainState, DomainSummary, GuestType
 
-# virDomainState
-RUNNING, BLOCKED, PAUSED, SHUTDOWN, SHUTOFF, CRASHED = 1, 2, 3, 4, 5, 6
+BLOCKED, SHUTDOWN, CRASHED = 2, 4, 6  # the other numbers of virDomainState
 _STATES = {
     DomainState.RUNNING: RUNNING,
     DomainState.BLOCKED: BLOCKED,
@@ -44,10 +47,8 @@ def state_of(guest: DomainSummary) -> int:
 
 def reason_of(session: Session, guest: DomainSummary) -> int:
     """Return libvirt's reason for a guest's state, as far as it is known; 0 = unknown."""
-    state = state_of(guest)
-    if state == PAUSED and session.guests.operations.of(guest.uuid) == "being migrated":
-        return 2  # VIR_DOMAIN_PAUSED_MIGRATION
-    return {RUNNING: 1, PAUSED: 1, SHUTOFF: 0}.get(state, 0)
+    moves = session.guests.operations.of(guest.uuid) == MIGRATED
+    return session.host.reasons.of(guest, state_of(guest), moves=moves)
 
 
 async def find(session: Session, domain: tuple[str, str, int]) -> DomainSummary:
@@ -291,10 +292,16 @@ async def _forget(session: Session, domain: tuple[str, str, int], flags: int) ->
             Code.OPERATION_INVALID, "Refusing to undefine while domain managed save image exists"
         )
     if guest.domid is not None and session.guests.managed.get(guest.uuid) is not None:
-        await session.guests.workers.quick(session.guests.managed.remove, guest.uuid)
+        await undefine(session, guest)
     else:
         await session.guests.delete(guest.uuid)
     return Writer()
+
+
+async def undefine(session: Session, guest: DomainSummary) -> None:
+    """Forget the configuration of a managed guest, which may run or have moved away."""
+    await session.guests.workers.quick(session.guests.managed.remove, guest.uuid)
+    session.guests.events.emit(EventKind.UNDEFINED, guest)
 
 
 async def _suspend(session: Session, args: Reader) -> Writer:

@@ -104,8 +104,6 @@ async def _capabilities(session: Session, args: Reader) -> Writer:
     SubElement(host, "power_management")
     features = SubElement(host, "migration_features")
     SubElement(features, "live")
-    transports = SubElement(features, "uri_transports")
-    SubElement(transports, "uri_transport").text = "xenmigr"
     for kind in kinds:
         guest = SubElement(root, "guest")
         SubElement(guest, "os_type").text = "hvm" if kind == "hvm" else "xen"

@@ -18,6 +18,7 @@ from xendpy.control.guests import Guests
 from xendpy.control.libvirt.layouts import check_arguments
 from xendpy.control.libvirt.lifecycle import EVENT_LIFECYCLE, lifecycle_body
 from xendpy.control.libvirt.pools import Pool
+from xendpy.control.libvirt.reasons import Reasons
 from xendpy.control.libvirt.view import View
 from xendpy.control.libvirt.wire import (
     KEEPALIVE_PROGRAM,
@@ -78,7 +79,7 @@ class Host:
     """What the procedures work on, and what they remember between connections.
 
     The three functions give the configuration's values of this moment. Downtime and speed are
-    those of a guest's next migration, by its uuid.
+    those of a guest's migrations from then on, by its uuid.
     """
 
     guests: Guests
@@ -90,6 +91,10 @@ class Host:
     pools: dict[str, Pool] = field(default_factory=dict)
     downtime_ms: dict[str, int] = field(default_factory=dict)
     speed_mib: dict[str, int] = field(default_factory=dict)
+    reasons: Reasons = field(default_factory=Reasons)
+
+    def __post_init__(self) -> None:
+        self.guests.events.subscribe(self.reasons.note)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from xendpy.control.libvirt.domain_xml import parse_xml
 from xendpy.control.libvirt.pools import Pool
 from xendpy.control.libvirt.session import Handler, Procedure, Session
 from xendpy.control.libvirt.wire import Code
 from xendpy.control.libvirt.xdr import Reader, Writer
+from xendpy.control.libvirt.xml_config import parse_xml
 from xendpy.errors import RpcError
 
 RUNNING, STOPPED = 2, 0  # virStoragePoolState
