@@ -12,6 +12,7 @@
     ├── StreamError               the peer's bytes are wrong; never a bug of ours
     │   ├── StreamTruncated       the stream ended early
     │   ├── UnsupportedStream     understood, and not taken
+    │   │   └── UnannouncedState  ... because its head told less
     │   ├── RecordError           one record is malformed
     │   └── RecordOrderError      a record where it must not be
     ├── DomainError               a guest by that name, or its state
@@ -149,6 +150,16 @@ class UnsupportedStream(StreamError):
     def __init__(self, feature: str, *, offset: int | None = None, format: str = "") -> None:
         super().__init__(f"{feature} is not supported", offset=offset, format=format)
         self.feature = feature
+
+
+class UnannouncedState(UnsupportedStream):
+    """A running guest has other xsave state than a legacy head announced; the size is right."""
+
+    def __init__(self, xsave_bytes: int | None) -> None:
+        super().__init__(
+            f"{xsave_bytes or 0} bytes of xsave state a vcpu, which were not announced"
+        )
+        self.xsave_bytes = xsave_bytes
 
 
 class RecordError(StreamError):

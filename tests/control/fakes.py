@@ -116,7 +116,7 @@ class FakeHypervisor:
         return Capabilities(
             guest_types=frozenset(GuestType),
             page_access=True,
-            live_save=True,
+            live_save=frozenset(GuestType),
             runs_guests=True,
             free_memory_bytes=16384 << 20,
             total_memory_bytes=20480 << 20,
@@ -159,7 +159,9 @@ class FakeHypervisor:
         yield FakeRestore(self, config)
 
     @contextmanager
-    def save(self, domain: Domain) -> Iterator[FakeSource]:
+    def save(
+        self, domain: Domain, *, migration_id: str = "", live: bool = False
+    ) -> Iterator[FakeSource]:
         source = FakeSource(self, self.guests[domain.uuid])
         self.sources.append(source)
         yield source

@@ -38,7 +38,7 @@ def capabilities(*types: GuestType) -> Capabilities:
     return Capabilities(
         guest_types=frozenset(types),
         page_access=True,
-        live_save=False,
+        live_save=frozenset(),
         runs_guests=False,
         free_memory_bytes=5 << 30,
         total_memory_bytes=8 << 30,

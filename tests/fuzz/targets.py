@@ -119,7 +119,7 @@ class _Host:
 _CAPABILITIES = Capabilities(
     guest_types=frozenset(GuestType),
     page_access=True,
-    live_save=False,
+    live_save=frozenset(),
     runs_guests=False,
     free_memory_bytes=1 << 34,
     total_memory_bytes=1 << 34,

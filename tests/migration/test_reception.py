@@ -58,7 +58,7 @@ class Driver:
         return Capabilities(
             guest_types=self.guest_types,
             page_access=True,
-            live_save=False,
+            live_save=frozenset(),
             runs_guests=True,
             free_memory_bytes=0,
             total_memory_bytes=0,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import struct
+import subprocess
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,12 @@ HEAD = len(b"Xen saved domain, xl format\n \0 \r")
 DOMAIN_0 = json.loads((DATA / "list-l.json").read_text())[0]
 TITLE, ZERO = (DATA / "list-v.txt").read_text().splitlines()[:2]
 END = bytes(8)
+TAIL = 4096  # with these bytes a guest's state goes, while it stands still
+SUSPENDED = "---s--2"  # the flags, and the reason of the shutdown
+BANNER = b"xl migration receiver ready, send binary domain data.\n"
+READY = b"domain received, ready to unpause\0"
+GO = b"domain is yours, you are cleared to unpause\0"
+REPORT = b"my copy unpause results are as follows\0"
 
 
 @dataclass
@@ -35,6 +43,10 @@ class FakeGuest:
     def name(self) -> str:
         return str(self.config["c_info"]["name"])
 
+    @property
+    def suspended(self) -> bool:
+        return self.flags == SUSPENDED
+
 
 class FakeChild:
     def __init__(self, argv: Sequence[str], work: Any) -> None:
@@ -47,7 +59,10 @@ class FakeChild:
         self._thread.start()
 
     def _run(self, work: Any) -> None:
-        self.status, self.stderr = work(self)
+        try:
+            self.status, self.stderr = work(self)
+        except Killed:
+            self.status = -15
 
     @property
     def running(self) -> bool:
@@ -66,6 +81,105 @@ class FakeChild:
             self.killed.set()
 
 
+def saved(guest: FakeGuest) -> bytes:
+    """What xl writes of a guest."""
+    config = json.dumps(guest.config).encode() + b"\0"
+    return (
+        b"Xen saved domain, xl format\n \0 \r"
+        + struct.pack("<IIII", 0x01020304, 3, 0, len(config) + 4)
+        + struct.pack("<I", len(config))
+        + config
+        + guest.stream
+    )
+
+
+class Cut(Exception):
+    """The transport has closed."""
+
+
+@dataclass
+class Sender:
+    """`xl migrate`, from the first banner to its exit status."""
+
+    xl: FakeXl
+    guest: FakeGuest
+    send_fd: int
+    recv_fd: int
+
+    def run(self, child: FakeChild) -> tuple[int, str]:
+        try:
+            self._expect(BANNER, child)
+        except Cut:
+            return 1, "migration target: unexpected end of banner\n"
+        try:
+            if "migrate" in self.xl.refuse:
+                raise Cut
+            data = saved(self.guest)
+            self._write(data[: len(data) - TAIL], child)
+            self.guest.flags = SUSPENDED
+            self._write(data[len(data) - TAIL :], child)
+            self._expect(READY, child)
+        except Cut:
+            self.close()
+            self.guest.flags = "-b----"
+            said = self.xl.refuse.get("migrate", "")
+            return 1, f"{said}Migration failed, resuming at sender.\n"
+        name = self.guest.name
+        self.xl.do_rename(str(self.guest.domid), f"{name}--migratedaway")
+        try:
+            self._write(GO, child)
+            self._expect(REPORT, child)
+            status = self._read(1, child)
+            if status != b"\0":
+                self._expect(GO, child)
+        except Cut:
+            return 1, "** Migration failed during final handshake **\n"
+        if status == b"\0":
+            self.xl.guests.remove(self.guest)
+            return 0, "Migration successful.\n"
+        self.xl.do_rename(str(self.guest.domid), name)
+        self.guest.flags = "-b----"
+        return 1, "Migration failed due to problems at target.\n"
+
+    def _write(self, data: bytes, child: FakeChild) -> None:
+        while data:
+            self._alive(child)
+            try:
+                data = data[os.write(self.send_fd, data[: 1 << 16]) :]
+            except BrokenPipeError:
+                raise Cut from None
+
+    def _read(self, count: int, child: FakeChild) -> bytes:
+        data = b""
+        while len(data) < count:
+            self._alive(child)
+            if not select.select([self.recv_fd], [], [], 0.1)[0]:
+                continue
+            piece = os.read(self.recv_fd, count - len(data))
+            if not piece:
+                raise Cut
+            data += piece
+        return data
+
+    def _expect(self, message: bytes, child: FakeChild) -> None:
+        said = self._read(len(message), child)
+        assert said == message, said
+
+    def _alive(self, child: FakeChild) -> None:
+        if child.killed.is_set():
+            raise Killed
+
+    def close(self) -> None:
+        for fd in (self.send_fd, self.recv_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.send_fd = self.recv_fd = -1
+
+
+class Killed(Exception):
+    """A signal has ended xl: it does nothing more."""
+
+
 @dataclass
 class FakeXl:
     """`refuse` is a verb that fails, with its text; `die_after` ends a restore after so many
@@ -77,6 +191,7 @@ class FakeXl:
     guests: list[FakeGuest] = field(default_factory=list)
     calls: list[tuple[str, ...]] = field(default_factory=list)
     caps: str = "xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64"
+    virt_caps: str = "pv hvm hap shadow"
     _next: int = 1
 
     def run(self, args: Sequence[str], *, timeout_s: float = 60.0) -> str:
@@ -100,6 +215,9 @@ class FakeXl:
             assert stdin is not None
             fd = os.dup(stdin)
             return FakeChild(args, lambda child: self._restore(child, fd))
+        if args[0] == "migrate":
+            assert args[1:3] == ["-s", ""]
+            return self._migrate(args, self._guest(args[3]), pass_fds)
         assert args[0] == "save"
         assert args[1] == "-p"
         assert args[3] == f"/dev/fd/{pass_fds[0]}"
@@ -127,14 +245,7 @@ class FakeXl:
         return 0, ""
 
     def _save(self, guest: FakeGuest, fd: int) -> tuple[int, str]:
-        config = json.dumps(guest.config).encode() + b"\0"
-        data = (
-            b"Xen saved domain, xl format\n \0 \r"
-            + struct.pack("<IIII", 0x01020304, 3, 0, len(config) + 4)
-            + struct.pack("<I", len(config))
-            + config
-            + guest.stream
-        )
+        data = saved(guest)
         try:
             with os.fdopen(fd, "wb", buffering=0) as file:
                 while data:
@@ -144,6 +255,34 @@ class FakeXl:
             return 1, "Failed to save domain, resuming domain\n"
         guest.flags = "--p---"
         return 0, ""
+
+    def _migrate(
+        self, args: Sequence[str], guest: FakeGuest, pass_fds: Sequence[int]
+    ) -> FakeChild:
+        """Sends to a shell command, as xl does; a real shell, real pipes."""
+        up_out, up_in = os.pipe()
+        down_out, down_in = os.pipe()
+        shell = subprocess.Popen(
+            ["sh", "-c", args[4]], stdin=up_out, stdout=down_in, pass_fds=tuple(pass_fds)
+        )
+        os.close(up_out)
+        os.close(down_in)
+        sender = Sender(self, guest, up_in, down_out)
+
+        def work(child: FakeChild) -> tuple[int, str]:
+            try:
+                return sender.run(child)
+            finally:
+                sender.close()
+                shell.wait()
+
+        return FakeChild(args, work)
+
+    def resume(self, domid: int) -> None:
+        self.calls.append(("(resume)", str(domid)))
+        guest = self._guest(str(domid))
+        assert guest.suspended, "libxl fails to resume a guest that is not suspended"
+        guest.flags = "-b----"
 
     def add(self, config: dict[str, Any], stream: bytes = b"", flags: str = "--p---") -> FakeGuest:
         guest = FakeGuest(self._next, config, stream, flags)
@@ -165,8 +304,8 @@ class FakeXl:
             return json.dumps(found, indent=4)
         rows = [
             f"{g.name:<40} {g.domid:5} {g.config['b_info']['target_memkb'] >> 10:5} "
-            f"{len(g.config['b_info']['avail_vcpus']):5}     {g.flags}       5.5 "
-            f"{g.config['c_info']['uuid']}        -                -"
+            f"{len(g.config['b_info']['avail_vcpus']):5}     {g.flags[:6]}       5.5 "
+            f"{g.config['c_info']['uuid']}        {'2' if g.suspended else '-'}                -"
             for g in self.guests
         ]
         return "\n".join([TITLE, ZERO, *rows]) + "\n"
@@ -175,7 +314,11 @@ class FakeXl:
         lines = []
         for line in (DATA / "info.txt").read_text().splitlines():
             key = line.partition(":")[0]
-            value = {"free_memory": self.free_mib, "xen_caps": self.caps}.get(key.strip())
+            value = {
+                "free_memory": self.free_mib,
+                "xen_caps": self.caps,
+                "virt_caps": self.virt_caps,
+            }.get(key.strip())
             lines.append(line if value is None else f"{key}: {value}")
         return "\n".join(lines)
 

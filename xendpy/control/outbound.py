@@ -7,6 +7,7 @@ hand-over with an acknowledgement of every step; a xend gets xend's, and is beli
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -22,9 +23,10 @@ from xendpy.errors import (
     HandshakeError,
     MigrationAborted,
     MigrationError,
+    UnannouncedState,
     XendError,
 )
-from xendpy.guest.domain import Domain, DomainConfig
+from xendpy.guest.domain import Domain, DomainConfig, GuestType
 from xendpy.hypervisor.base import Hypervisor, PageSource, RecordSource
 from xendpy.hypervisor.testguest import is_test_guest
 from xendpy.migration.handover import Direction, Entry, Journal, Step
@@ -49,6 +51,8 @@ from xendpy.relocation.tls import client_context
 from xendpy.stream.legacy_dialect import DIALECTS, Dialect
 from xendpy.stream.legacy_encode import LegacyEncoder
 from xendpy.stream.xend import encode_envelope
+
+log = logging.getLogger(__name__)
 
 NEWEST_RELEASE = "4.2+"
 Source: TypeAlias = PageSource | RecordSource
@@ -183,32 +187,53 @@ class Dialler:
             raise MigrationError(_told(error), migration_id=outgoing.entry.id) from error
 
     def _dial_and_send(self, outgoing: Outgoing) -> Outcome:
+        try:
+            return self._attempt(outgoing, None)
+        except UnannouncedState as error:
+            log.info("migration %s: sent once more: %s", outgoing.entry.id[:8], error)
+            return self._attempt(outgoing, error.xsave_bytes)
+
+    def _attempt(self, outgoing: Outgoing, xsave_bytes: int | None) -> Outcome:
+        """Send the guest; `xsave_bytes` is what a xend is told of a running guest's vcpus."""
         order = outgoing.order
         with (
             self._connect(order.peer) as channel,
-            self._hypervisor.save(order.domain, migration_id=outgoing.entry.id) as opened,
+            self._hypervisor.save(
+                order.domain, migration_id=outgoing.entry.id, live=self._live(order)
+            ) as opened,
         ):
             source = opened
-            self._check_live(order)
             outgoing.cancel.on_cancel(lambda: _wake(channel, source))
             outgoing.cancel.check()
             if incoming.OPERATION in operations(channel):
                 return self._send_to_xendpy(outgoing, channel, source)
-            return self._send_to_xend(outgoing, channel, source)
+            return self._send_to_xend(outgoing, channel, source, xsave_bytes)
 
-    def _check_live(self, order: Order) -> None:
-        """Refuse to stop, for as long as its memory takes, a guest that was to go on running."""
-        if not order.plan.live or self._config().on_no_logdirty == "pause":
-            return
+    def _live(self, order: Order) -> bool:
+        """Say whether the guest can go on running while it is sent, if that was asked for.
+
+        Raises:
+            MigrationError: it cannot, and is not to stand still for as long as its memory takes.
+        """
         can = self._hypervisor.capabilities()
-        if can.runs_guests and not can.page_access and not can.live_save:
-            raise MigrationError(
-                f"{order.config.name} cannot be sent while it runs: the {self._hypervisor.name}"
-                " driver has no log of dirty pages; without --live, or with"
-                " (xendpy-on-no-logdirty pause), it stands still while it is sent"
-            )
+        if not order.plan.live or not can.runs_guests:
+            return False
+        kind = order.config.guest_type
+        if kind in can.live_save:
+            return True
+        if self._config().on_no_logdirty == "pause":
+            return False
+        needs = "shadow" if kind is GuestType.PV else "hap or shadow"
+        raise MigrationError(
+            f"{order.config.name} cannot be sent while it runs: this hypervisor keeps no log of"
+            f" the dirty pages of {kind.upper()} guests (virt_caps of `xl info` has no {needs});"
+            " without --live, or with (xendpy-on-no-logdirty pause), it stands still while it is"
+            " sent"
+        )
 
-    def _send_to_xend(self, outgoing: Outgoing, channel: Channel, source: Source) -> Outcome:
+    def _send_to_xend(
+        self, outgoing: Outgoing, channel: Channel, source: Source, xsave_bytes: int | None
+    ) -> Outcome:
         order = outgoing.order
         if order.peer.tls:
             raise MigrationError(_no_verdict(order.peer))
@@ -217,8 +242,8 @@ class Dialler:
                 f"{order.peer.name} is no xendpy host: a test guest can run nowhere else"
             )
         spoken = dialect(order.peer.release)
-        transfer = self._transfer(outgoing, channel, source, spoken)
-        return send_to_xend(transfer)
+        source, encoder = _spoken(source, spoken, xsave_bytes)
+        return send_to_xend(self._transfer(outgoing, channel, source, encoder))
 
     def _send_to_xendpy(self, outgoing: Outgoing, channel: Channel, source: Source) -> Outcome:
         answer = self._open(channel, outgoing.entry.id, outgoing.order.plan)
@@ -228,7 +253,8 @@ class Dialler:
         )
         outgoing.entry = entry
         spoken = None if _takes_libxl(answer) else dialect(NEWEST_RELEASE)
-        transfer = self._transfer(outgoing, channel, source, spoken)
+        source, encoder = _spoken(source, spoken)
+        transfer = self._transfer(outgoing, channel, source, encoder)
         return send_to_xendpy(transfer, self._plan(outgoing.order, dry_run=False))
 
     def _open(self, channel: Channel, entry_id: str, plan: MigrationPlan) -> str:
@@ -252,11 +278,9 @@ class Dialler:
         }
 
     def _transfer(
-        self, outgoing: Outgoing, channel: Channel, source: Source, spoken: Dialect | None
+        self, outgoing: Outgoing, channel: Channel, source: Source, encoder: Encoder
     ) -> Transfer:
-        """Return what is sent; `spoken` None = the peer takes a toolstack's own records."""
         config = outgoing.order.config
-        source, encoder = _spoken(source, spoken)
         xendpy = outgoing.entry.peer_host_id != ""
         return Transfer(
             channel=channel,
@@ -347,15 +371,20 @@ def _takes_libxl(answer: str) -> bool:
     return features is not None and incoming.LIBXL in features[1].split()
 
 
-def _spoken(source: Source, spoken: Dialect | None) -> tuple[Source, Encoder]:
-    """Return the source as its peer understands it, and what writes its records."""
+def _spoken(
+    source: Source, spoken: Dialect | None, xsave_bytes: int | None = None
+) -> tuple[Source, Encoder]:
+    """Return the source as its peer understands it, and what writes its records.
+
+    `spoken` None = the peer takes a toolstack's own records.
+    """
     guest_type = source.config.guest_type
     if has_pages(source):
         return source, LegacyEncoder(spoken or dialect(NEWEST_RELEASE), guest_type)
     records = cast(RecordSource, source)
     if spoken is None:
         return records, NativeEncoder(records)
-    return LegacySource(records), LegacyEncoder(spoken, guest_type)
+    return LegacySource(records, xsave_bytes), LegacyEncoder(spoken, guest_type)
 
 
 def _wake(channel: Channel, source: Source) -> None:

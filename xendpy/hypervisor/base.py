@@ -23,7 +23,7 @@ class Capabilities:
 
     guest_types: frozenset[GuestType]
     page_access: bool  # save() gives a PageSource
-    live_save: bool
+    live_save: frozenset[GuestType]  # can be sent while they run
     runs_guests: bool
     free_memory_bytes: int
     total_memory_bytes: int
@@ -140,6 +140,11 @@ class RecordSource(SaveSession, Protocol):
     def config(self) -> DomainConfig: ...
 
     @property
+    def live(self) -> bool:
+        """Whether the guest runs while its records are read."""
+        ...
+
+    @property
     def scratch(self) -> Path:
         """A directory with room for what must be written down before it can be sent."""
         ...
@@ -150,6 +155,17 @@ class RecordSource(SaveSession, Protocol):
 
     def records(self) -> Iterator[Record]:
         """Yield every record of the image, first to last."""
+        ...
+
+    def release(self) -> None:
+        """Give the guest up here: the target holds it whole. After the last record, once.
+
+        From then on only `resume` brings it back; leaving the `with` without a choice means
+        `hold`.
+
+        Raises:
+            HypervisorError: the toolstack did not, and the guest goes on here.
+        """
         ...
 
 
@@ -202,11 +218,13 @@ class Hypervisor(Protocol):
         ...
 
     def save(
-        self, domain: Domain, *, migration_id: str = ""
+        self, domain: Domain, *, migration_id: str = "", live: bool = False
     ) -> AbstractContextManager[PageSource | RecordSource]:
         """Open a guest for sending, by that migration, or for saving.
 
-        Leaving the `with` without choosing means `resume` before the last record, else `hold`.
+        `live`: a toolstack that runs pre-copy itself lets the guest run meanwhile; only where
+        `capabilities` says that it can. Leaving the `with` without choosing means `resume` before
+        the last record, else `hold`.
         """
         ...
 

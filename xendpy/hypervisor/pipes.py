@@ -26,9 +26,14 @@ Check: TypeAlias = Callable[[], None]
 def pipe() -> tuple[int, int]:
     """Return (read end, write end), not inherited, as large as a process may make it."""
     ends = os.pipe2(os.O_CLOEXEC)
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    enlarge(ends[1])
     return ends
+
+
+def enlarge(fd: int) -> None:
+    """Make a pipe, by either end, as large as a process may make it."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def _ready(fd: int, event: int, stall_s: float, check: Check) -> bool:

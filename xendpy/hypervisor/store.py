@@ -97,7 +97,7 @@ class StoreHypervisor:
             return Capabilities(
                 guest_types=frozenset(GuestType),
                 page_access=True,
-                live_save=self._runs_guests,
+                live_save=frozenset(GuestType) if self._runs_guests else frozenset(),
                 runs_guests=self._runs_guests,
                 free_memory_bytes=max(0, free),
                 total_memory_bytes=self._directory.total_bytes(),
@@ -159,8 +159,10 @@ class StoreHypervisor:
             self._table.release(incoming)
 
     @contextmanager
-    def save(self, domain: Domain, *, migration_id: str = "") -> Iterator[PageSource]:
-        """Open a guest for sending or saving; see hypervisor.base."""
+    def save(
+        self, domain: Domain, *, migration_id: str = "", live: bool = False
+    ) -> Iterator[PageSource]:
+        """Open a guest for sending or saving; whether it runs meanwhile is the caller's choice."""
         with self._table.claimed(domain, LEAVING, migration_id) as guest:
             with translated("save", self._directory):
                 source = self._source(guest)

@@ -15,10 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from xendpy.errors import (
-    DomainStateError,
-    HypervisorError,
-)
+from xendpy.errors import DomainStateError, HypervisorError
 from xendpy.guest.domain import Domain, DomainConfig, DomainState
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.statelock import StateLock, host_id
@@ -27,6 +24,7 @@ from xendpy.hypervisor.xlconfig import to_cfg, to_json
 from xendpy.hypervisor.xlguest import read_guest
 from xendpy.hypervisor.xlguests import XlGuests, as_domain, config_of
 from xendpy.hypervisor.xllist import AWAY, INCOMING, Listed, info, list_guests
+from xendpy.hypervisor.xlmigrate import XlLiveSource
 from xendpy.hypervisor.xlnotes import Note, Notes
 from xendpy.hypervisor.xlrestore import Building, XlRestore
 from xendpy.hypervisor.xlrules import GuestRules
@@ -193,7 +191,9 @@ class XlHypervisor(XlGuests):
     # Going
 
     @contextmanager
-    def save(self, domain: Domain, *, migration_id: str = "") -> Iterator[XlSource]:
+    def save(
+        self, domain: Domain, *, migration_id: str = "", live: bool = False
+    ) -> Iterator[XlSource]:
         """Open a guest for sending or saving; see hypervisor.base."""
         guest = self._listed(domain)
         note = self._check_not_held(guest)
@@ -208,7 +208,7 @@ class XlHypervisor(XlGuests):
             self._notes.put(note)
             if before == "paused":  # a paused guest does not answer a suspend request
                 self._xl("unpause", guest.domid)
-            source = XlSource(
+            source = (XlLiveSource if live else XlSource)(
                 self._tool,
                 guest.domid,
                 config_of(guest, note),
@@ -225,37 +225,61 @@ class XlHypervisor(XlGuests):
     def _left(self, guest: Listed, note: Note, how: str, reason: str) -> None:
         match how:
             case "relinquish":
-                self._remove(guest.domid, note)
+                self._remove(guest, note)
             case "hold":
-                self._notes.put(replace(note, held=reason))
-                self._xl("pause", guest.domid)
+                self._keep_still(guest, replace(note, held=reason))
             case _:
-                self._let_go(guest.domid, note)
+                self._let_go(guest, note)
 
-    def _let_go(self, domid: int, note: Note) -> None:
-        """Give a guest back the state it had before it was saved or held."""
-        states = {guest.domid: guest.state for guest in list_guests(self._tool)}
-        paused = states.get(domid) is DomainState.PAUSED
+    def _keep_still(self, guest: Listed, note: Note) -> None:
+        self._notes.put(note)
+        # One that xl left suspended needs no more, and would have to be unpaused besides.
+        if self._state(guest) is not DomainState.SUSPENDED:
+            self._xl("pause", guest.domid)
+
+    def _let_go(self, guest: Listed, note: Note) -> None:
+        """Give a guest back the name and state that it had before it was saved or held."""
+        now = self._now(guest)
+        if now is None:  # it ended meanwhile
+            self._notes.remove(guest.domid)
+            return
+        if now.name.endswith(AWAY):
+            self._tool.run(["rename", str(guest.domid), now.plain_name])
+        state = now.state
+        if state is DomainState.SUSPENDED:
+            self._tool.resume(guest.domid)
+            state = DomainState.RUNNING
+        paused = state is DomainState.PAUSED
         if paused and note.stopped != "paused":  # after a failed save xl has done it itself
-            self._xl("unpause", domid)
+            self._xl("unpause", guest.domid)
         elif not paused and note.stopped == "paused":
-            self._xl("pause", domid)
+            self._xl("pause", guest.domid)
         self._notes.put(replace(note, held="", stopped=""))
+
+    def _now(self, guest: Listed) -> Listed | None:
+        """Return the guest as xl shows it at this moment."""
+        for found in list_guests(self._tool):
+            if (found.domid, found.uuid) == (guest.domid, guest.uuid):
+                return found
+        return None
+
+    def _state(self, guest: Listed) -> DomainState | None:
+        now = self._now(guest)
+        return None if now is None else now.state
 
     def hold(self, domain: Domain, reason: str) -> None:
         """Keep a guest paused and note why: another host may own it."""
         guest = self._listed(domain)
         note = self._notes.get(guest.domid, guest.uuid)
         before = note.stopped or ("paused" if guest.state is DomainState.PAUSED else "running")
-        self._notes.put(replace(note, held=reason, stopped=before))
-        self._xl("pause", guest.domid)
+        self._keep_still(guest, replace(note, held=reason, stopped=before))
 
     def release_hold(self, domain: Domain) -> None:
         """Give a guest that was held, or that a broken save left paused, back."""
         guest = self._listed(domain)
         note = self._notes.get(guest.domid, guest.uuid)
         if note.held or note.stopped:
-            self._let_go(guest.domid, note)
+            self._let_go(guest, note)
 
     def _check_not_held(self, guest: Listed) -> Note:
         note = self._notes.get(guest.domid, guest.uuid)
@@ -294,13 +318,14 @@ class XlHypervisor(XlGuests):
     def destroy(self, domain: Domain) -> None:
         """Remove a guest, also one held in doubt."""
         guest = self._listed(domain)
-        self._remove(guest.domid, self._notes.get(guest.domid, guest.uuid))
+        self._remove(guest, self._notes.get(guest.domid, guest.uuid))
 
-    def _remove(self, domid: int, note: Note) -> None:
-        self._xl("destroy", domid)
+    def _remove(self, guest: Listed, note: Note) -> None:
+        if self._state(guest) not in (None, DomainState.DYING):  # xl migrate does it itself
+            self._xl("destroy", guest.domid)
         if note.spool:
             Path(note.spool).unlink(missing_ok=True)
-        self._notes.remove(domid)
+        self._notes.remove(guest.domid)
 
     def close(self) -> None:
         """Let another daemon use the state directory; guests stay as they are."""

@@ -7,11 +7,17 @@ from contextlib import suppress
 from dataclasses import replace
 
 from xendpy.errors import DomainExists, DomainNotFound, HypervisorError, Unsupported
-from xendpy.guest.domain import Domain, DomainConfig, DomainState, DomainSummary
+from xendpy.guest.domain import (
+    Domain,
+    DomainConfig,
+    DomainState,
+    DomainSummary,
+    GuestType,
+)
 from xendpy.hypervisor.base import Capabilities
 from xendpy.hypervisor.xladmission import Admission
 from xendpy.hypervisor.xlconsole import Console
-from xendpy.hypervisor.xllist import Listed, info, list_guests
+from xendpy.hypervisor.xllist import Listed, XenInfo, info, list_guests
 from xendpy.hypervisor.xlnotes import Note, Notes
 from xendpy.hypervisor.xlsxp import to_config
 from xendpy.hypervisor.xltool import Tool
@@ -36,7 +42,7 @@ class XlGuests:
         return Capabilities(
             guest_types=xen.guest_types,
             page_access=False,
-            live_save=False,
+            live_save=_live(xen),
             runs_guests=True,
             free_memory_bytes=xen.free_bytes,
             total_memory_bytes=xen.total_bytes,
@@ -168,6 +174,16 @@ class XlGuests:
 
     def _xl(self, verb: str, domid: int) -> None:
         self._tool.run([verb, str(domid)])
+
+
+def _live(xen: XenInfo) -> frozenset[GuestType]:
+    """Return the guests whose dirty pages this hypervisor can log while they run."""
+    able = set()
+    if xen.shadow:
+        able |= {GuestType.PV, GuestType.HVM}
+    if xen.hap:
+        able.add(GuestType.HVM)
+    return frozenset(able)
 
 
 def uptime_s(tool: Tool, domid: int) -> float:

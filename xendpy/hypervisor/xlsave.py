@@ -31,6 +31,8 @@ class XlSource:
     `ended("relinquish" | "resume" | "hold", reason)` does to the guest what that means.
     """
 
+    live = False  # the guest stands still while it is read
+
     def __init__(
         self,
         tool: Tool,
@@ -45,7 +47,7 @@ class XlSource:
         self._domid = domid
         self._ended = ended
         self._chosen = False
-        self._said_end = False
+        self._in_doubt = False
         self._cancelled = False
         self._child: Child | None = None
         self._pipe: PipeReader | None = None
@@ -74,12 +76,19 @@ class XlSource:
         try:
             for record in pull(libxl.decode(self.guest_type), self._pipe):
                 if isinstance(record, End):
-                    # Whole only if xl says so too; then the guest is paused here.
-                    self._child.wait(GIVE_UP_S)
-                    self._said_end = True
+                    self._whole()
                 yield record
         except StreamTruncated as error:
             raise self._why(error) from error
+
+    def _whole(self) -> None:
+        """Believe the last record only if xl says so too; then the guest is paused here."""
+        assert self._child is not None
+        self._child.wait(GIVE_UP_S)
+        self._in_doubt = True
+
+    def release(self) -> None:
+        """Do nothing: after its last record the guest stands still here; see hypervisor.base."""
 
     def _start(self) -> None:
         reader, writer = pipe()
@@ -88,6 +97,9 @@ class XlSource:
             self._child = self._tool.start(
                 ["save", "-p", str(self._domid), f"/dev/fd/{writer}"], pass_fds=(writer,)
             )
+        except BaseException:
+            self._pipe.close()
+            raise
         finally:
             os.close(writer)
 
@@ -106,6 +118,7 @@ class XlSource:
         return found[0]
 
     def _why(self, error: Exception) -> HypervisorError:
+        """Return what xl says of its early end; it is over when this returns."""
         assert self._child is not None
         try:
             self._child.wait(GIVE_UP_S)
@@ -132,19 +145,23 @@ class XlSource:
     def close(self) -> None:
         """End the session: without a choice, as the end of the stream was said or not."""
         if not self._chosen:
-            self._end(*(("hold", IN_DOUBT) if self._said_end else ("resume", "")))
+            self._end(*(("hold", IN_DOUBT) if self._in_doubt else ("resume", "")))
 
     def _end(self, how: str, reason: str) -> None:
         if self._chosen:
             raise ValueError("the session was ended before")
         self._chosen = True
-        if self._pipe is not None:
-            self._pipe.close()
         if self._child is not None:
+            self._part(how)
             # Of a broken pipe xl resumes the guest; that it failed is what was wanted.
             with contextlib.suppress(HypervisorError):
                 self._child.wait(GIVE_UP_S)
         self._ended(how, reason)
+
+    def _part(self, how: str) -> None:
+        """Leave xl to itself: it ends soon."""
+        assert self._pipe is not None
+        self._pipe.close()
 
     def _check(self) -> None:
         if self._cancelled:

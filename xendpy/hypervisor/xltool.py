@@ -12,7 +12,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from xendpy.errors import HypervisorError, HypervisorUnavailable, ToolstackError
@@ -63,6 +65,10 @@ class Tool(Protocol):
         """Start `xl ARGS` on open descriptors, which the caller closes here afterwards."""
         ...
 
+    def resume(self, domid: int) -> None:
+        """Let a guest go on that was suspended; errors as `Child.wait`."""
+        ...
+
 
 class XlTool:
     """The real one."""
@@ -80,20 +86,12 @@ class XlTool:
 
     def run(self, args: Sequence[str], *, timeout_s: float = QUICK_S) -> str:
         """Run xl; see Tool."""
-        argv = ["xl", *args]
-        with _started(self._path, argv, out=subprocess.PIPE, err=subprocess.PIPE) as process:
-            try:
-                out, err = process.communicate(timeout=timeout_s)
-            except subprocess.TimeoutExpired:
-                _kill_group(process)
-                raise _too_late(argv, timeout_s) from None
-            except BaseException:
-                _kill_group(process)
-                raise
-        if process.returncode:
-            text = err.decode("utf-8", "replace")[-STDERR_BYTES:]
-            raise failure(argv, process.returncode, text)
-        return bytes(out).decode("utf-8", "replace")
+        return _run(self._path, ["xl", *args], timeout_s)
+
+    def resume(self, domid: int) -> None:
+        """Resume a guest through libxl; see Tool."""
+        program = Path(__file__).with_name("xlresume.py")
+        _run(sys.executable, [sys.executable, "-P", str(program), str(domid)], QUICK_S)
 
     def start(
         self,
@@ -116,6 +114,22 @@ class XlTool:
             os.close(stderr)
             raise
         return _XlChild(argv, process, stderr)
+
+
+def _run(path: str, argv: list[str], timeout_s: float) -> str:
+    with _started(path, argv, out=subprocess.PIPE, err=subprocess.PIPE) as process:
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            _kill_group(process)
+            raise _too_late(argv, timeout_s) from None
+        except BaseException:
+            _kill_group(process)
+            raise
+    if process.returncode:
+        text = err.decode("utf-8", "replace")[-STDERR_BYTES:]
+        raise failure(argv, process.returncode, text)
+    return bytes(out).decode("utf-8", "replace")
 
 
 def _started(

@@ -1,8 +1,9 @@
 """A toolstack's records on their way to a peer: as they are, or as a xend's.
 
-The legacy image announces at its head what libxl only says at the end, so for a xend the whole
-guest is written down first: xl has then done all its work before the first byte leaves, and what
-a xend cannot be told is refused while nothing has.
+The legacy image announces at its head what libxl only says at the end. A guest that stands still
+is written down as a whole first: xl has then done all its work before the first byte leaves, and
+what a xend cannot be told is refused while nothing has. A running PV guest is translated as it
+comes, behind a head that is a guess; its tail leaves only if the guess was right.
 """
 
 from __future__ import annotations
@@ -11,18 +12,31 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
-from xendpy.errors import HypervisorError, OutOfMemory
-from xendpy.guest.domain import DomainConfig
+import numpy as np
+
+from xendpy.errors import HypervisorError, OutOfMemory, UnannouncedState, UnsupportedStream
+from xendpy.guest.domain import DomainConfig, GuestType
 from xendpy.hypervisor.base import RecordSource
 from xendpy.hypervisor.pipes import PipeReader, pull
 from xendpy.migration.saved_file import FileSink
+from xendpy.migration.send import TAIL
 from xendpy.stream import libxl
-from xendpy.stream.convert import Survey
+from xendpy.stream.convert import Facts, Survey
 from xendpy.stream.convert_legacy import ModernToLegacy
 from xendpy.stream.libxl import LibxlEncoder, XlHeader, encode_xl_header
-from xendpy.stream.records import Record, StreamStart
+from xendpy.stream.records import (
+    P2mFrames,
+    Record,
+    StreamStart,
+    VcpuContext,
+    VcpuContextKind,
+)
+
+XSAVE_UNUSED = 16  # xcr0 and xcr0_accum, which is 0: no state follows (domctl.h)
 
 
 class NativeEncoder(LibxlEncoder):
@@ -40,19 +54,28 @@ class NativeEncoder(LibxlEncoder):
 
 
 class LegacySource:
-    """A RecordSource whose records are those of the legacy image; ends as the one it wraps."""
+    """A RecordSource whose records are those of the legacy image; ends as the one it wraps.
 
-    def __init__(self, source: RecordSource) -> None:
+    `xsave_bytes`: what a running guest's vcpus are believed to have, None = nothing.
+    """
+
+    def __init__(self, source: RecordSource, xsave_bytes: int | None = None) -> None:
         self._source = source
+        self._xsave_bytes = xsave_bytes
         self.relinquish = source.relinquish
         self.resume = source.resume
         self.hold = source.hold
         self.cancel = source.cancel
+        self.release = source.release
         self.notes: list[str] = []
 
     @property
     def config(self) -> DomainConfig:
         return self._source.config
+
+    @property
+    def live(self) -> bool:
+        return self._source.live
 
     @property
     def scratch(self) -> Path:
@@ -63,12 +86,53 @@ class LegacySource:
         return self._source.header()
 
     def records(self) -> Iterator[Record]:
-        """Write the guest down, then yield what it is to a xend.
+        """Yield what the guest is to a xend; one that stands still is written down first.
 
         Raises:
+            UnannouncedState: the head was wrong; nothing behind the last page has been yielded.
             UnsupportedStream: a xend cannot be told all of it.
             OutOfMemory: there is no room to write it down.
         """
+        if self.live:
+            return self._as_it_comes()
+        return self._written_down()
+
+    def _as_it_comes(self) -> Iterator[Record]:
+        if self.config.guest_type is not GuestType.PV:
+            raise UnsupportedStream("sending a HVM guest to a xend while it runs")
+        survey, records, head = Survey(), self._source.records(), []
+        for record in records:
+            survey.apply(record)
+            head.append(record)
+            if isinstance(record, P2mFrames):
+                break
+        # Xen 4.6 and later have an extended context of every vcpu, xsave state where it is used.
+        announced = replace(survey.facts(), has_extended=True, xsave_bytes=self._xsave_bytes)
+        translator = ModernToLegacy(announced, lossy=False)
+        tail: list[Record] = []
+        for record in chain(head, records):
+            if self._says_nothing(record):
+                continue
+            survey.apply(record)
+            translated = translator.translate(record)
+            if isinstance(record, TAIL):
+                tail.extend(translated)
+            else:
+                yield from translated
+        _compare(announced, survey.facts())
+        self.notes = translator.notes
+        yield from tail
+
+    def _says_nothing(self, record: Record) -> bool:
+        """Whether this is the xsave state of a vcpu that never used any: a bare header."""
+        return (
+            self._xsave_bytes is None
+            and isinstance(record, VcpuContext)
+            and record.kind is VcpuContextKind.XSAVE
+            and len(record.blob) <= XSAVE_UNUSED
+        )
+
+    def _written_down(self) -> Iterator[Record]:
         guest_type = self.config.guest_type
         with self._file() as fd:
             survey = self._write_down(fd)
@@ -108,3 +172,12 @@ class LegacySource:
             )
         with tempfile.TemporaryFile(dir=self.scratch) as file:
             yield file.fileno()
+
+
+def _compare(announced: Facts, found: Facts) -> None:
+    if found.p2m_size != announced.p2m_size or not np.array_equal(
+        found.p2m_frames, announced.p2m_frames
+    ):
+        raise UnsupportedStream("a guest whose memory map grew while it was sent")
+    if found.xsave_bytes != announced.xsave_bytes:
+        raise UnannouncedState(found.xsave_bytes)

@@ -19,13 +19,22 @@ from xendpy.errors import (
     MigrationAborted,
     MigrationError,
     StreamTruncated,
+    UnannouncedState,
     XendError,
 )
 from xendpy.hypervisor.base import PageSource, RecordSource
 from xendpy.migration.handover import Direction, Entry, Journal, Step
 from xendpy.migration.precopy import PrecopyCancelled
 from xendpy.migration.preflight import Check, finite
-from xendpy.migration.send import CancelToken, Encoder, MigrationPlan, Observer, Pieces, Sender
+from xendpy.migration.send import (
+    CancelToken,
+    Encoder,
+    MigrationPlan,
+    Observer,
+    Pieces,
+    Sender,
+    has_pages,
+)
 from xendpy.relocation import frames, stripes
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.client import ask
@@ -79,6 +88,11 @@ class Transfer:
         """Journal a step of this migration."""
         self.journal.advance(self.entry.id, Direction.OUT, step, reason=reason)
 
+    def release(self) -> None:
+        """Have a toolstack give the guest up; a guest of our own stands still already."""
+        if not has_pages(self.source):
+            self.source.release()  # type: ignore[union-attr]  # TypeGuard: one way only
+
     def sender(self, write: Callable[[Pieces], None]) -> Sender:
         """Return the sender of this guest's records to `write`."""
         return Sender(
@@ -100,6 +114,7 @@ def send_to_xend(transfer: Transfer) -> Outcome:
 
     Raises:
         MigrationError: it stays here, and runs as before; the text is the peer's where it has one.
+        UnannouncedState: the same, with another head it can be sent; nothing is journalled.
     """
     channel = transfer.channel
 
@@ -116,6 +131,9 @@ def send_to_xend(transfer: Transfer) -> Outcome:
         channel.send([transfer.envelope])
         sender.send_memory()
         transfer.cancel.seal()
+        transfer.release()
+    except UnannouncedState:
+        raise
     except _FAILURES as error:
         raise _stays(transfer, error) from error
     return _hand_over_to_xend(transfer, sender)
@@ -214,6 +232,7 @@ def send_to_xendpy(transfer: Transfer, plan: dict[str, Any]) -> Outcome:
         frames.send_frame(wire, FrameType.IMAGE_END, frames.IMAGE_BYTES.pack(count))
         wire.narrow()
         _expect(channel, FrameType.RECEIVED, transfer.plan.verdict_timeout_s)
+        transfer.release()
     except _FAILURES as error:
         _say_abort(wire, _text(error))
         raise _stays(transfer, error) from error
