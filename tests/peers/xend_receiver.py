@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.drive import Recorder, drive_bytes
+from xendpy.errors import StreamTruncated
 from xendpy.guest.domain import DomainConfig
 from xendpy.stream.xend import decode_body, read_envelope
 
@@ -111,7 +112,11 @@ class XendReceiver:
         payload = bytearray()
         while piece := sock.recv(1 << 20):
             payload += piece
-        self.received.append(self._restore(bytes(payload)))
+        try:
+            self.received.append(self._restore(bytes(payload)))
+        except StreamTruncated:
+            self._error(sock)
+            return
         if self.behaviour == "ok":
             sock.sendall(b"(ok)\n")
         elif self.behaviour == "err":

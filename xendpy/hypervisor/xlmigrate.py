@@ -16,9 +16,10 @@ tools/xl/xl_migrate.c, xl.h of Xen 4.17.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 
-from xendpy.errors import HypervisorError, StreamTruncated
+from xendpy.errors import HypervisorError, StreamTruncated, ToolstackError
 from xendpy.hypervisor.pipes import PipeReader, PipeWriter, enlarge, pipe
 from xendpy.hypervisor.xlsave import XlSource
 from xendpy.hypervisor.xltool import Child
@@ -31,8 +32,10 @@ STARTED, NOT_STARTED = b"\0", b"\1"
 
 # What xl gives to a shell as its way to the other host. The shell only says who it is, and waits
 # until the pipes that xl gave it have been opened a second time: then nobody stands in between.
-# By path, for Debian's sh knows no descriptors above 9.
-TRANSPORT = "echo $$ >/dev/fd/{said}; read opened </dev/fd/{told}"
+# They are 3 and 4, for a shell moves 0 and 1 about. By path, for Debian's sh knows no descriptors
+# above 9, where those of this daemon are.
+TRANSPORT = "exec 3<&0 4>&1; echo $$ >/dev/fd/{said}; read opened </dev/fd/{told}"
+FIRST_FREE = 10
 MEET_S = 60.0
 
 
@@ -43,8 +46,8 @@ class XlLiveSource(XlSource):
     _say: PipeWriter
 
     def _start(self) -> None:
-        listener, said = pipe()
-        told, teller = pipe()
+        listener, said = _high(pipe())
+        told, teller = _high(pipe())
         try:
             rune = TRANSPORT.format(said=said, told=told)
             child = self._tool.start(
@@ -82,6 +85,13 @@ class XlLiveSource(XlSource):
             raise HypervisorError(f"xl answered {answer!r} to its receiver", operation="migrate")
         self._in_doubt = True
 
+    def _why(self, error: Exception) -> HypervisorError:
+        told = super()._why(error)
+        if not isinstance(told, ToolstackError):
+            return told
+        argv = ("xl", "migrate", str(self._domid))  # the transport is nobody's business
+        return ToolstackError(argv, status=told.status, stderr=told.stderr)
+
     def _tell(self, message: bytes) -> None:
         try:
             self._say.write([message])
@@ -112,8 +122,8 @@ def _meet(child: Child, listener: int, teller: int) -> tuple[int, int]:
     opened: list[int] = []
     try:
         place = f"/proc/{_number(lines)}/fd"
-        opened.append(os.open(f"{place}/0", os.O_RDONLY | os.O_CLOEXEC))
-        opened.append(os.open(f"{place}/1", os.O_WRONLY | os.O_CLOEXEC))
+        opened.append(os.open(f"{place}/3", os.O_RDONLY | os.O_CLOEXEC))
+        opened.append(os.open(f"{place}/4", os.O_WRONLY | os.O_CLOEXEC))
     except (OSError, HypervisorError, StreamTruncated) as error:
         for fd in opened:
             os.close(fd)
@@ -127,6 +137,13 @@ def _meet(child: Child, listener: int, teller: int) -> tuple[int, int]:
             os.close(teller)
     enlarge(opened[0])
     return opened[0], opened[1]
+
+
+def _high(ends: tuple[int, int]) -> tuple[int, int]:
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE) for fd in ends]
+    for fd in ends:
+        os.close(fd)
+    return moved[0], moved[1]
 
 
 def _number(lines: PipeReader) -> int:

@@ -124,7 +124,7 @@ class XlSource:
             self._child.wait(GIVE_UP_S)
         except HypervisorError as told:
             return told
-        return HypervisorError(f"xl save ended early: {error}", operation="save")
+        return HypervisorError(f"xl ended early: {error}", operation="save")
 
     def relinquish(self) -> None:
         """Destroy the local copy."""
