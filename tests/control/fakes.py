@@ -14,7 +14,7 @@ import numpy as np
 from xendpy.errors import DomainExists, DomainNotFound
 from xendpy.guest.domain import Domain, DomainConfig, DomainState, DomainSummary, GuestType
 from xendpy.guest.pages import DirtyBitmap, PageBatch, Pfns, runs
-from xendpy.hypervisor.base import Capabilities
+from xendpy.hypervisor.base import Capabilities, Placement
 from xendpy.stream.records import (
     End,
     OnlineVcpus,
@@ -157,6 +157,9 @@ class FakeHypervisor:
     @contextmanager
     def restore(self, config: DomainConfig, *, migration_id: str = "") -> Iterator[FakeRestore]:
         yield FakeRestore(self, config)
+
+    def place(self, config: DomainConfig) -> Placement:
+        return Placement()
 
     @contextmanager
     def save(

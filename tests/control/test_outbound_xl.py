@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import pytest
 
+from tests.guests import guest
 from tests.peers.proxy import CUT, DOWN, HALF_CLOSE, UP, Fault, Proxy
 from tests.peers.xend_receiver import XendReceiver
-from tests.peers.xl_host import GUEST, XlHost, listening
-from xendpy.config import XendConfig
+from tests.peers.xl_host import GUEST, RULES, XlHost, listening
+from xendpy.config import MapKind, MapRow, XendConfig
 from xendpy.errors import MigrationAborted, MigrationError
+from xendpy.guest.domain import DomainConfig
 from xendpy.migration.handover import Step
+from xendpy.migration.preflight import Status
 from xendpy.migration.send import Sender
 from xendpy.relocation.outgoing import Outcome
 
@@ -267,3 +270,25 @@ async def test_a_hvm_guest_that_runs_is_not_for_a_xend(host):
     assert host.guests == {"web01": RUNS}
     (entry,) = host.journal.entries()
     assert entry.step is Step.KEPT
+
+
+async def test_a_dry_run_shows_what_the_target_maps_and_refuses(tmp_path):
+    maps = (MapRow(MapKind.BRIDGE, "xenbr0", "br-none"), MapRow(MapKind.DISK, "/boot", "/srv"))
+    here = XlHost(tmp_path / "a")
+    there = XlHost(tmp_path / "b", rules=replace(RULES, maps=maps))
+    async with listening(there):
+        disk = b"(device (vbd (dev xvda:disk) (mode w) (uname file:/boot/none.img)))"
+        raw = guest().encode().replace(b"(status 2)", b"(status 2)" + disk)
+        here.start()
+        outgoing = here.order(there.port, config=DomainConfig.parse(raw))
+        checks = await asyncio.to_thread(here.dialler.look, outgoing.order, "f" * 32)
+    said = {check.name: check.detail for check in checks if check.status is Status.FAILED}
+    assert said == {
+        "bridge": "bridge br-none (for xenbr0) does not exist",
+        "disk": "/srv/none.img (for /boot/none.img) cannot be opened",
+        "configuration": "disk /srv/none.img is not below /boot: see xendpy-guest-paths and"
+        " xendpy-map-disk",
+    }
+    assert there.guests == {}
+    here.close()
+    there.close()

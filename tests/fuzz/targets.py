@@ -27,7 +27,7 @@ from xendpy.control.xmlrpc import decode_call
 from xendpy.errors import DomainNotFound, HandshakeError, XendError
 from xendpy.guest.domain import Domain, DomainConfig, GuestType
 from xendpy.guest.pages import PAGE_SIZE, PageBatch, runs
-from xendpy.hypervisor.base import Capabilities
+from xendpy.hypervisor.base import Capabilities, Placement
 from xendpy.migration.preflight import Facts, check_target
 from xendpy.migration.reception import ReceiveLimits
 from xendpy.relocation import frames, incoming, outgoing, resolve
@@ -114,6 +114,9 @@ class _Host:
 
     def capabilities(self) -> Capabilities:
         return _CAPABILITIES
+
+    def place(self, config: DomainConfig) -> Placement:
+        return Placement()
 
 
 _CAPABILITIES = Capabilities(

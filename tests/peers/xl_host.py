@@ -44,6 +44,7 @@ class XlHost:
     root: Path
     tool: FakeXl = field(default_factory=FakeXl)
     config: XendConfig = field(default_factory=XendConfig)
+    rules: GuestRules = RULES
     port: int = 0
     events: Recorded = field(default_factory=Recorded)
 
@@ -54,7 +55,7 @@ class XlHost:
     def boot(self) -> None:
         """Begin, or begin anew, on what is left on disk and in xl."""
         paths = Paths(self.root)
-        self.hypervisor = XlHypervisor(paths, tool=self.tool, rules=RULES)
+        self.hypervisor = XlHypervisor(paths, tool=self.tool, rules=self.rules)
         self.journal = Journal(paths.state_dir / "migrations", Durable(), time.time)
         self.ownership = Ownership(self.hypervisor, self.journal, self.workers)
         self.dialler = Dialler(
@@ -70,14 +71,20 @@ class XlHost:
         return domain
 
     def order(
-        self, port: int, *, live: bool = True, release: str = "", verdict_timeout_s: float = 20.0
+        self,
+        port: int,
+        *,
+        live: bool = True,
+        release: str = "",
+        config: DomainConfig | None = None,
     ) -> Outgoing:
         (summary,) = self.hypervisor.domains()
         assert summary.domid is not None
         domain = Domain(domid=summary.domid, uuid=summary.uuid, name=summary.name)
         peer = choose_peer(self.config, "127.0.0.1", port=port, release=release)
-        plan = MigrationPlan(live=live, verdict_timeout_s=verdict_timeout_s)
-        return self.dialler.begin(new_id(), Order(domain, summary.config, peer, plan))
+        plan = MigrationPlan(live=live, verdict_timeout_s=20.0)
+        order = Order(domain, config or summary.config, peer, plan)
+        return self.dialler.begin(new_id(), order)
 
     async def send(self, port: int, **more: Any) -> tuple[Outcome, Entry]:
         """Send the one guest; raises as `Dialler.run`."""

@@ -46,6 +46,8 @@ def _listing(loaded: LoadedConfig) -> Iterator[str]:
         value = getattr(loaded.config, attribute)
         shown = "(hidden)" if value and row.name in SECRETS else sxp.show(_as_sxp(value))
         yield f"{f'({row.name} {shown})':<54} # {origin}"
+    for mapped in loaded.config.maps:
+        yield sxp.show([str(mapped.kind), mapped.old, mapped.new])
     for peer in loaded.config.peers:
         row_value: sxp.SxpList = [
             "xendpy-peer",

@@ -5,7 +5,7 @@ All calls block and come from one worker thread at a time; only `cancel` may com
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,19 @@ class Capabilities:
     runs_guests: bool
     free_memory_bytes: int
     total_memory_bytes: int
+
+
+def _same(name: str) -> str:
+    return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """What a guest's bridges and disks are on this host; each of `objections` refuses it."""
+
+    bridge: Callable[[str], str] = _same
+    disk: Callable[[str], str] = _same
+    objections: tuple[str, ...] = ()
 
 
 class RestoreSession(Protocol):
@@ -192,6 +205,10 @@ class Hypervisor(Protocol):
         Raises:
             DomainNotFound: there is none.
         """
+        ...
+
+    def place(self, config: DomainConfig) -> Placement:
+        """Say how a guest that is to come in would fit here, without reserving anything."""
         ...
 
     def restore(

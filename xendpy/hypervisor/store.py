@@ -13,7 +13,7 @@ from time import time
 
 from xendpy.errors import DomainNotFound, DomainStateError, Unsupported
 from xendpy.guest.domain import Domain, DomainConfig, DomainState, DomainSummary, GuestType
-from xendpy.hypervisor.base import Capabilities, PageSource
+from xendpy.hypervisor.base import Capabilities, PageSource, Placement
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.exits import ExitWatch
 from xendpy.hypervisor.runner import GuestRunner, Running
@@ -106,6 +106,10 @@ class StoreHypervisor:
     def domains(self) -> list[DomainSummary]:
         """Return the guests that are here, ascending by domid."""
         return [summary(guest) for guest in self._table.live()]
+
+    def place(self, config: DomainConfig) -> Placement:
+        """Say how a guest would fit here: nothing of its surroundings is needed."""
+        return Placement()
 
     def incoming(self) -> list[DomainSummary]:
         """Return the guests on their way in."""

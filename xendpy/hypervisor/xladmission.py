@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from xendpy import sxp
 from xendpy.errors import DomainError, DomainExists, HypervisorError, OutOfMemory
 from xendpy.guest.domain import DomainConfig, GuestType
+from xendpy.hypervisor.base import Placement
 from xendpy.hypervisor.xlguest import TRADITIONAL, XlGuest, XlType, read_guest
 from xendpy.hypervisor.xllist import INCOMING, Listed, XenInfo
 from xendpy.hypervisor.xlrules import GuestRules
@@ -95,6 +96,19 @@ class Admission:
         )
         self._incoming.append(incoming)
         return incoming
+
+    def look(self, config: DomainConfig, xen: XenInfo) -> Placement:
+        """Say how a guest would fit here, names, memory and devices apart."""
+        objections = []
+        try:
+            _check_type(config, read_guest(config, self._rules), xen)
+        except (DomainError, HypervisorError) as error:
+            objections.append(error.reason)
+        return Placement(
+            bridge=self._rules.bridge,
+            disk=self._rules.moved_disk,
+            objections=tuple(objections),
+        )
 
     def release(self, incoming: Incoming) -> None:
         """Forget a guest: it is here, or will not come. May be called again."""

@@ -14,7 +14,7 @@ from xendpy.guest.domain import (
     DomainSummary,
     GuestType,
 )
-from xendpy.hypervisor.base import Capabilities
+from xendpy.hypervisor.base import Capabilities, Placement
 from xendpy.hypervisor.xladmission import Admission
 from xendpy.hypervisor.xlconsole import Console
 from xendpy.hypervisor.xllist import Listed, XenInfo, info, list_guests
@@ -47,6 +47,10 @@ class XlGuests:
             free_memory_bytes=xen.free_bytes,
             total_memory_bytes=xen.total_bytes,
         )
+
+    def place(self, config: DomainConfig) -> Placement:
+        """Say how a guest that is to come in would fit here; see hypervisor.base."""
+        return self._admission.look(config, info(self._tool))
 
     def domains(self) -> list[DomainSummary]:
         """Return the guests that are here, ascending by domid; not those that are being built."""

@@ -64,7 +64,11 @@ class GuestRules:
         Raises:
             DomainError: it lies outside the allowed directories.
         """
-        return self._confine(guest, "disk", self._moved(MapKind.DISK, path), "xendpy-map-disk")
+        return self._confine(guest, "disk", self.moved_disk(path), "xendpy-map-disk")
+
+    def moved_disk(self, path: str) -> str:
+        """Return the path that a disk has on this host, allowed or not."""
+        return self._moved(MapKind.DISK, path)
 
     def kernel(self, guest: str, path: str) -> str:
         """Return the path that a kernel or ramdisk has on this host; errors as `disk`."""

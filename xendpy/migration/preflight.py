@@ -172,11 +172,13 @@ def check_target(
     bridges and disks are only warned about.
     """
     bad = Status.FAILED if devices else Status.WARNING
+    place = hypervisor.place(config)
     return [
         _name(config, hypervisor, local=local),
         _memory(config, hypervisor, max_memory_mib),
-        *(_bridge(name, bad) for name in bridges(config)),
-        *(_disk(path, facts, bad, local=local) for path in disk_paths(config)),
+        *(Check("configuration", Status.FAILED, text) for text in place.objections),
+        *(_bridge(name, place.bridge(name), bad) for name in bridges(config)),
+        *(_disk(path, place.disk(path), facts, bad, local=local) for path in disk_paths(config)),
         *_times(facts),
     ]
 
@@ -204,20 +206,26 @@ def _memory(config: DomainConfig, hypervisor: Hypervisor, max_memory_mib: int) -
     return Check("memory", Status.OK, f"{config.memory_mib} MiB of {free_mib} MiB free")
 
 
-def _bridge(name: str, bad: Status, exists: Callable[[str], bool] = os.path.isdir) -> Check:
-    if "/" not in name and exists(f"/sys/class/net/{name}/bridge"):
-        return Check("bridge", Status.OK, f"bridge {name} exists")
-    return Check("bridge", bad, f"bridge {name} does not exist")
+def _bridge(
+    name: str, mapped: str, bad: Status, exists: Callable[[str], bool] = os.path.isdir
+) -> Check:
+    if "/" not in mapped and exists(f"/sys/class/net/{mapped}/bridge"):
+        return Check("bridge", Status.OK, f"bridge {_mapped(name, mapped)} exists")
+    return Check("bridge", bad, f"bridge {_mapped(name, mapped)} does not exist")
 
 
-def _disk(path: str, facts: Facts, bad: Status, *, local: bool) -> Check:
-    here = disk_identity(path)
+def _disk(path: str, mapped: str, facts: Facts, bad: Status, *, local: bool) -> Check:
+    here, shown = disk_identity(mapped), _mapped(path, mapped)
     if not here:
-        return Check("disk", bad, f"{path} cannot be opened")
+        return Check("disk", bad, f"{shown} cannot be opened")
     there = facts.disks.get(path)
     if local or there is None or dict(there) == here:
-        return Check("disk", Status.OK, f"{path} is there")
-    return Check("disk", bad, f"{path} is not the same storage: {dict(there)} there, {here} here")
+        return Check("disk", Status.OK, f"{shown} is there")
+    return Check("disk", bad, f"{shown} is not the same storage: {dict(there)} there, {here} here")
+
+
+def _mapped(name: str, mapped: str) -> str:
+    return name if name == mapped else f"{mapped} (for {name})"
 
 
 def _times(facts: Facts) -> Iterator[Check]:
