@@ -87,6 +87,19 @@ def test_an_id_is_used_once_a_direction(tmp_path: Path) -> None:
         book.begin(entry(Direction.OUT, entry_id=begun.id))
 
 
+def test_nobody_may_advance_an_entry_that_is_not_on_disk(tmp_path: Path) -> None:
+    seen: list[Entry | None] = []
+
+    class Watching(Durable):
+        def write_file(self, path: Path, data: bytes) -> None:
+            seen.append(book.get("aa" * 16, Direction.IN))
+            super().write_file(path, data)
+
+    book = Journal(tmp_path / "journal", Watching(), clock=lambda: 1.0)
+    book.begin(entry(Direction.IN, entry_id="aa" * 16))
+    assert seen == [None]
+
+
 def test_find_takes_a_unique_prefix(tmp_path: Path) -> None:
     book = journal(tmp_path)
     book.begin(entry(Direction.OUT, entry_id="aa" * 16))

@@ -12,7 +12,7 @@ from xendpy.errors import DomainNotFound, DomainStateError, MigrationError
 from xendpy.guest.domain import Domain
 from xendpy.hypervisor.base import Hypervisor
 from xendpy.migration.handover import AWAY, Direction, Entry, Journal, Step
-from xendpy.relocation.resolve import drop, take_over
+from xendpy.relocation.resolve import drop, give_up, take_over
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Ownership:
 
     def _recover_in(self, entry: Entry) -> None:
         if entry.step is Step.INCOMING:
-            drop(entry, self._journal, self._hypervisor, "the daemon was restarted")
+            give_up(entry, self._journal, self._hypervisor, "the daemon was restarted")
         elif entry.step is Step.NOT_RECEIVED:
             domain = self._hypervisor.arrival(entry.id)
             if domain is not None:

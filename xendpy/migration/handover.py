@@ -153,13 +153,12 @@ class Journal:
         Raises:
             MigrationError: the id is known already.
         """
-        stamped = replace(entry, created_s=self._clock(), updated_s=self._clock())
-        with self._lock:
-            if entry.key in self._entries:
+        # Nobody may advance it before it is on disk: the older step would be written last.
+        with self._turn:
+            if self.get(entry.id, entry.direction) is not None:
                 raise MigrationError(f"migration {entry.id} is known already")
-            self._entries[entry.key] = stamped
-        self._write(stamped)
-        return stamped
+            now_s = self._clock()
+            return self._put(replace(entry, created_s=now_s, updated_s=now_s))
 
     def advance(
         self, entry_id: str, direction: Direction, step: Step, *, reason: str = ""

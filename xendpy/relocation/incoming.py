@@ -26,7 +26,7 @@ from xendpy.relocation import frames, packing, stripes, sums
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.frames import FrameType, ImageAborted, ImageSource
 from xendpy.relocation.gathering import Gathering
-from xendpy.relocation.resolve import drop, take_over
+from xendpy.relocation.resolve import drop, give_up, take_over
 from xendpy.relocation.stripes import Stripes
 from xendpy.stream.xend import decode_body
 
@@ -233,7 +233,7 @@ def _take_image(channel: Channel, config: DomainConfig, entry: Entry, target: Ta
             return _Arrived(received, arrival, landing)
     except (XendError, ImageAborted) as error:
         text = getattr(error, "reason", "") or str(error)
-        _not_received(entry, target, text)
+        give_up(entry, target.journal, target.hypervisor, text)
         if not isinstance(error, ImageAborted):
             kind = FrameType.FAILED if arrival is not None else FrameType.REFUSED
             _try_send(channel, kind, text)
@@ -257,15 +257,6 @@ def _further(channel: Channel, gathering: Gathering) -> list[stripes.Lane]:
             f"STREAMS with count {count}, expected 1 to {stripes.MAX_STREAMS}", peer=channel.peer
         )
     return gathering.take(count - 1)
-
-
-def _not_received(entry: Entry, target: Target, reason: str) -> None:
-    known = target.journal.get(entry.id, Direction.IN)
-    if known is not None and known.step is Step.INCOMING:
-        target.journal.advance(entry.id, Direction.IN, Step.NOT_RECEIVED, reason=reason)
-    domain = target.hypervisor.arrival(entry.id)
-    if domain is not None:
-        target.hypervisor.destroy(domain)
 
 
 def _try_send(channel: Channel, kind: FrameType, text: str) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from xendpy.errors import DomainNotFound, DomainStateError, HandshakeError, MigrationError
@@ -162,6 +163,21 @@ def drop(entry: Entry, journal: Journal, hypervisor: Hypervisor, reason: str) ->
     if domain is not None:
         hypervisor.destroy(domain)
     return entry
+
+
+def give_up(entry: Entry, journal: Journal, hypervisor: Hypervisor, reason: str) -> None:
+    """End a migration whose guest was never said to be received: nobody can have released it.
+
+    So nobody needs its tombstone, and a source that redialled before this host had begun the
+    entry would never have it closed.
+    """
+    with suppress(MigrationError):  # the source redialled, and was answered
+        journal.advance(entry.id, Direction.IN, Step.NOT_RECEIVED, reason=reason)
+    domain = arrived(entry, hypervisor)
+    if domain is not None:
+        hypervisor.destroy(domain)
+    with suppress(MigrationError):
+        journal.advance(entry.id, Direction.IN, Step.CLOSED)
 
 
 def arrived(entry: Entry, hypervisor: Hypervisor) -> Domain | None:
