@@ -32,7 +32,7 @@ POLL_S = 0.05
 PROJECT = Path(__file__).parents[2]
 CONFIG = """(xend-relocation-server yes) (xend-relocation-address 127.0.0.1)
 (xend-relocation-port {port}) (xendpy-host-name {name}) (xendpy-hypervisor store)
-(xendpy-libvirt-server no) (loglevel INFO) (xendpy-stall-timeout 4) (xendpy-verdict-timeout 4)
+(xendpy-libvirt-server no) (loglevel INFO) (xendpy-stall-timeout 10) (xendpy-verdict-timeout 10)
 (xendpy-peer {peer} (address 127.0.0.1) (port {peer_port}))
 """
 
