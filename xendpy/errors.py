@@ -25,7 +25,8 @@
     │   ├── OutOfMemory           memory or disk room is short
     │   └── ToolstackError        a child process failed
     ├── MigrationError            a migration as a whole
-    │   └── MigrationAborted
+    │   ├── MigrationAborted
+    │   └── JournalError          a step could not be written down
     └── RpcError                  an answer for an RPC client, with its code
 
 Data is in attributes, the sentence in `__str__`: lower case, no full stop, what was met and what
@@ -280,6 +281,19 @@ class MigrationAborted(MigrationError):
     def __init__(self, by: str, *, migration_id: str = "", state: str = "") -> None:
         super().__init__(f"cancelled by {by}", migration_id=migration_id, state=state)
         self.by = by
+
+
+class JournalError(MigrationError):
+    """A step could not be written down: it counts as not taken.
+
+    `placed`: it may be found on disk all the same, by a daemon that starts next.
+    """
+
+    def __init__(self, reason: str, *, migration_id: str = "", placed: bool = False) -> None:
+        super().__init__(
+            f"the journal of migrations cannot be written: {reason}", migration_id=migration_id
+        )
+        self.placed = placed
 
 
 class RpcError(XendError):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 from pathlib import Path
 
 import pytest
 
-from xendpy.errors import MigrationError
+from xendpy.errors import JournalError, MigrationError
 from xendpy.hypervisor.durable import Durable
 from xendpy.migration.handover import NEXT, Direction, Entry, Journal, Step, new_id
 
@@ -98,6 +100,41 @@ def test_nobody_may_advance_an_entry_that_is_not_on_disk(tmp_path: Path) -> None
     book = Journal(tmp_path / "journal", Watching(), clock=lambda: 1.0)
     book.begin(entry(Direction.IN, entry_id="aa" * 16))
     assert seen == [None]
+
+
+class FailingDisk(Durable):
+    """Fails at the operation of that name."""
+
+    failing = ""
+
+    def create(self, path: Path) -> int:
+        self._fail("create")
+        return super().create(path)
+
+    def sync_dir(self, path: Path) -> None:
+        self._fail("sync_dir")
+        super().sync_dir(path)
+
+    def _fail(self, operation: str) -> None:
+        if operation == self.failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(("failing", "placed"), [("create", False), ("sync_dir", True)])
+def test_a_step_that_cannot_be_written_is_not_taken(
+    tmp_path: Path, failing: str, placed: bool
+) -> None:
+    disk = FailingDisk()
+    book = Journal(tmp_path / "journal", disk, clock=lambda: 1.0)
+    begun = book.begin(entry(Direction.OUT))
+    disk.failing = failing
+    with pytest.raises(JournalError, match="no space left on device") as caught:
+        book.advance(begun.id, Direction.OUT, Step.RELEASED)
+    assert caught.value.placed is placed
+    assert book.get(begun.id, Direction.OUT) == begun
+    disk.failing = ""
+    book.advance(begun.id, Direction.OUT, Step.KEPT)
+    assert journal(tmp_path / "journal").find(begun.id).step is Step.KEPT
 
 
 def test_find_takes_a_unique_prefix(tmp_path: Path) -> None:

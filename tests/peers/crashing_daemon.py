@@ -1,4 +1,4 @@
-"""A daemon that ends itself with SIGKILL at a chosen moment of a hand-over.
+"""A daemon that ends itself with SIGKILL, or whose disk fails, at a chosen moment of a hand-over.
 
     python -m tests.peers.crashing_daemon --root DIR
 
@@ -10,12 +10,17 @@ which the process kills itself, having removed the file:
     frame:recv:TYPE:after         when that frame has come in
     durable:N:WHEN                at the Nth durable operation after the first journalled step
 
-with WHEN `before` or `after`. DIR/moments gets a line for each moment passed.
+with WHEN `before` or `after`. DIR/moments gets a line for each moment passed. Two more do not
+kill it:
+
+    durable:N:error               that operation fails once
+    durable:N:full                from that operation on all fail, until DIR/at is gone
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -44,15 +49,29 @@ class Moments:
         """Take note of a moment; perhaps do not return."""
         with self._passed.open("a") as file:
             file.write(f"{moment}\n")
+        if moment == self._wanted():
+            self._at.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _wanted(self) -> str:
         try:
             armed = self._at.read_text()
         except FileNotFoundError:
-            return
+            return ""
         if armed != self._armed:
             self._armed, self._operations = armed, None
-        if moment == armed:
+        return armed
+
+    def _fail(self, operation: int) -> None:
+        """Let the disk fail, if this is the moment."""
+        wanted = self._wanted().split(":")
+        if wanted[0] != "durable" or not 0 < int(wanted[1]) <= operation:
+            return
+        if wanted[2] == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if wanted[2] == "error" and int(wanted[1]) == operation:
             self._at.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def around(self, name: str, act: Callable[[], Any]) -> Any:
         """Do something whose beginning and end are moments."""
@@ -73,6 +92,7 @@ class Moments:
         if self._operations is None:
             return operate()
         self._operations += 1
+        self._fail(self._operations)
         return self.around(f"durable:{self._operations}", operate)
 
 
@@ -117,7 +137,11 @@ def main() -> int:
     """Be the daemon."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--root", required=True, type=Path)
-    root = parser.parse_args().root
+    return run(parser.parse_args().root)
+
+
+def run(root: Path) -> int:
+    """Be the daemon of that root."""
     watch(Moments(root))
     return int(xend.main(["--root", str(root), "start", "--foreground"]) or 0)
 

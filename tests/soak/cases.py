@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import random
+import xmlrpc.client
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from tests.soak.pair import Host, Pair, until
 
 SOURCE, TARGET = "source", "target"
 REHEARSALS = 5
+FULL = "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,7 @@ def _rehearse(pair: Pair, source: Host, target: Host) -> Course:
 def all_cases(course: Course, *, offsets: int, seed: int = 1) -> list[Case]:
     """Return every case of an unbroken course, and `offsets` random ones for each kind."""
     return [*journal_cases(course), *boundary_cases(course), *durable_cases(course),
-            *offset_cases(course, offsets, random.Random(seed))]  # fmt: skip
+            *disk_cases(course), *offset_cases(course, offsets, random.Random(seed))]  # fmt: skip
 
 
 def journal_cases(course: Course) -> Iterator[Case]:
@@ -88,6 +90,14 @@ def durable_cases(course: Course) -> Iterator[Case]:
         for moment in dict.fromkeys(moments):
             if moment.startswith("durable:"):
                 yield Case(victim=victim, moment=moment)
+
+
+def disk_cases(course: Course) -> Iterator[Case]:
+    """Yield a disk that fails once, or is full from there on, at every durable operation."""
+    for case in durable_cases(course):
+        operation, when = case.moment.rsplit(":", 1)
+        for how in ("error", FULL) if when == "before" else ():
+            yield Case(victim=case.victim, moment=f"{operation}:{how}")
 
 
 def boundary_cases(course: Course) -> Iterator[Case]:
@@ -131,11 +141,11 @@ class Result:
 
 
 def run_to_result(pair: Pair, case: Case) -> Result:
-    """Do as `run`, and return what is wrong in the end instead of raising it."""
+    """Do as `run`, and return what is wrong in the end, whatever it is, instead of raising it."""
     try:
         return run(pair, case)
-    except AssertionError as error:
-        return Result(fault=str(error))
+    except Exception as error:
+        return Result(fault=f"{case.id}: {error}")
 
 
 def run(pair: Pair, case: Case) -> Result:
@@ -154,6 +164,9 @@ def run(pair: Pair, case: Case) -> Result:
         victim.arm(case.moment)
     try:
         _migrate(pair, live=case.live)
+        if case.moment.endswith(FULL):
+            until(pair.quiet, "the migration to end on a full disk")
+            victim.disarm()
         if case.both:
             until(lambda: victim.process_ended() or pair.settled(), "the moment to come")
             if victim.process_ended():
@@ -173,5 +186,6 @@ def _migrate(pair: Pair, *, live: bool) -> None:
     """Ask for the migration, and leave it to itself; the source may die over it."""
     source, target = pair.ends()
     request = {"destination": target.name, "live": live}
-    with suppress(OSError, http.client.HTTPException):
+    # A source that cannot even write down that it begins says so.
+    with suppress(OSError, http.client.HTTPException, xmlrpc.client.Fault):
         source.rpc().xendpy.migrate("testvm1", request, {})

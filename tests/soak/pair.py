@@ -9,8 +9,6 @@ import http.client
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 import uuid
 import xmlrpc.client
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.control.daemons import _end_guests
+from tests.peers import nursery
 from tests.peers.proxy import Proxy
 from xendpy.errors import HypervisorError
 from xendpy.hypervisor import testguest_link
@@ -29,7 +28,6 @@ from xendpy.hypervisor.testguest_process import RUNNING
 
 DEADLINE_S = 300.0  # for ever, as a test knows it; a busy machine is slow to start a process
 POLL_S = 0.05
-PROJECT = Path(__file__).parents[2]
 CONFIG = """(xend-relocation-server yes) (xend-relocation-address 127.0.0.1)
 (xend-relocation-port {port}) (xendpy-host-name {name}) (xendpy-hypervisor store)
 (xendpy-libvirt-server no) (loglevel INFO) (xendpy-stall-timeout 10) (xendpy-verdict-timeout 10)
@@ -64,7 +62,7 @@ class Host:
     name: str
     root: Path
     port: int
-    process: subprocess.Popen[bytes] | None = None
+    process: nursery.Child | None = None
     proxy: Proxy = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,12 +71,7 @@ class Host:
     def begin(self) -> None:
         """Start the daemon, and return when it answers."""
         with (self.root / "output").open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.peers.crashing_daemon", "--root", str(self.root)],
-                cwd=PROJECT,
-                stdout=output,
-                stderr=output,
-            )
+            self.process = nursery.start_daemon(self.root, output.fileno())
         until(lambda: self.process_ended() or self.answers(), f"{self.name} to come up")
         assert not self.process_ended(), f"{self.name} did not start: {self.log()}"
 
@@ -158,7 +151,7 @@ def until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_
 
 
 class Pair:
-    """Hosts `a` and `b`, and a guest of `memory_mib` that ticks 20 times a second."""
+    """Hosts `a` and `b`, and a guest of `memory_mib` that ticks 10 times a second."""
 
     def __init__(self, place: Path, *, memory_mib: int = 8) -> None:
         self._stack = ExitStack()
@@ -192,7 +185,7 @@ class Pair:
     def create(self) -> None:
         """Build the guest, at host a."""
         self.uuid = str(uuid.uuid4())
-        words = "tick=0.05 dirty=4MB/s wss=4MB"
+        words = "tick=0.1 dirty=1MB/s wss=2MB"
         image = ["linux", ["kernel", "xendpy:ticker"], ["args", words]]
         values = {"name": "testvm1", "uuid": self.uuid, "memory": self._memory_mib, "vcpus": 1}
         config = ["vm", *map(list, values.items()), ["image", image]]
@@ -220,12 +213,14 @@ class Pair:
         except (OSError, http.client.HTTPException):  # a daemon that dies at this moment
             return False
 
+    def quiet(self) -> bool:
+        """Say whether nothing is under way at either host."""
+        rows = [*self.a.rpc().xendpy.migrations(), *self.b.rpc().xendpy.migrations()]
+        return all(row["state"] in ENDED for row in rows)
+
     def _agree(self) -> bool:
-        for host in (self.a, self.b):
-            if host.open_entries():
-                return False
-            if any(row["state"] not in ENDED for row in host.rpc().xendpy.migrations()):
-                return False
+        if self.a.open_entries() or self.b.open_entries() or not self.quiet():
+            return False
         return [*chain(*self.states().values())] == [RUNNING]
 
     def states(self) -> dict[str, list[str]]:

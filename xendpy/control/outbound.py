@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
@@ -21,6 +22,7 @@ from xendpy.errors import (
     ChannelError,
     ConfigError,
     HandshakeError,
+    JournalError,
     MigrationAborted,
     MigrationError,
     UnannouncedState,
@@ -177,14 +179,18 @@ class Dialler:
         except (XendError, OSError) as error:
             entry = self._journal.get(outgoing.entry.id, Direction.OUT)
             if entry is not None and entry.step is Step.SENDING:
-                # Nothing of the guest has left: the peer has nothing to be told.
-                self._journal.advance(entry.id, Direction.OUT, Step.KEPT, reason=str(error))
-                self._journal.advance(entry.id, Direction.OUT, Step.CLOSED)
+                self._keep(entry, str(error))
             if outgoing.cancel.cancelled and not isinstance(error, MigrationAborted):
                 raise MigrationAborted(outgoing.cancel.by) from error
             if isinstance(error, MigrationError):
                 raise
             raise MigrationError(_told(error), migration_id=outgoing.entry.id) from error
+
+    def _keep(self, entry: Entry, reason: str) -> None:
+        with suppress(JournalError):  # the guest is here on disk as well; see Transfers
+            self._journal.advance(entry.id, Direction.OUT, Step.KEPT, reason=reason)
+            if not entry.peer_host_id:  # nobody has heard of it
+                self._journal.advance(entry.id, Direction.OUT, Step.CLOSED)
 
     def _dial_and_send(self, outgoing: Outgoing) -> Outcome:
         try:

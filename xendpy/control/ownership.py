@@ -39,9 +39,8 @@ class Ownership:
     def _recover_out(self, entry: Entry) -> None:
         if entry.step is Step.SENDING:
             reason = "the daemon was restarted while it was being sent"
-            self._journal.advance(entry.id, Direction.OUT, Step.KEPT, reason=reason)
+            entry = self._keep(entry, reason)
             log.warning("migration %s: %s stays here: %s", entry.id[:8], entry.name, reason)
-            entry = self._known(entry)
         if entry.step is Step.KEPT:
             self._give_back(entry)
         elif entry.step in (Step.SENT, Step.RELEASED):
@@ -81,6 +80,18 @@ class Ownership:
             self._journal.advance(entry.id, Direction.OUT, Step.CLOSED)
             return True
         return False
+
+    async def keep(self, entry: Entry) -> Entry:
+        """Write down that a guest stays here whose sending failed when nothing could be written.
+
+        It is let go on, if it was held for that.
+        """
+        return await self._workers.quick(self._keep, entry, "the journal could not be written")
+
+    def _keep(self, entry: Entry, reason: str) -> Entry:
+        kept = self._journal.advance(entry.id, Direction.OUT, Step.KEPT, reason=reason)
+        self._give_back(kept)
+        return kept
 
     async def close(self, entry: Entry) -> None:
         """Close an entry about which nobody is left to be told."""

@@ -20,7 +20,7 @@ from xendpy.control.migrations import Migration, Migrations, Way
 from xendpy.control.migrator import MigrateRequest
 from xendpy.control.outbound import Dialler, Order, Outgoing, choose_peer
 from xendpy.control.ownership import Ownership
-from xendpy.errors import DomainError, MigrationError, XendError
+from xendpy.errors import DomainError, JournalError, MigrationError, XendError
 from xendpy.guest.domain import Domain, DomainSummary
 from xendpy.migration.handover import Direction, Entry, Journal, Step, new_id
 from xendpy.migration.precopy import OnNoConvergence, PrecopyLimits
@@ -328,6 +328,15 @@ class Transfers:
 
     async def _resolve(self, entry: Entry) -> bool:
         """Bring one open migration a step on; False if the peer cannot say yet."""
+        try:
+            if entry.step is Step.SENDING:
+                entry = await self._ownership.keep(entry)
+            return await self._redial(entry)
+        except JournalError as error:
+            log.warning("migration %s: %s", entry.id[:8], error)
+            return False
+
+    async def _redial(self, entry: Entry) -> bool:
         if entry.step is Step.SENT or not entry.peer_host_id:
             if entry.step in (Step.KEPT, Step.MOVED):  # a xend is told nothing
                 await self._ownership.close(entry)

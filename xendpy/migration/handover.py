@@ -35,7 +35,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from xendpy.errors import MigrationError
+from xendpy.errors import JournalError, MigrationError
 from xendpy.hypervisor.durable import Durable
 
 HISTORY = 200  # closed entries kept for `xm migrations`
@@ -152,6 +152,7 @@ class Journal:
 
         Raises:
             MigrationError: the id is known already.
+            JournalError: it cannot be written.
         """
         # Nobody may advance it before it is on disk: the older step would be written last.
         with self._turn:
@@ -169,6 +170,7 @@ class Journal:
 
         Raises:
             MigrationError: the step may not follow; somebody else settled the migration.
+            JournalError: it cannot be written; the entry stays at the step before.
         """
         # Held over the write: two threads may decide about one migration (its own connection and
         # a redialling source), and what is on disk first must be what counts.
@@ -264,8 +266,16 @@ class Journal:
             return self._put(replace(known, result=RECLAIMED, updated_s=self._clock()))
 
     def _write(self, entry: Entry) -> None:
+        path = self._path(entry)
         body = json.dumps(asdict(entry), indent=1, sort_keys=True).encode()
-        self._durable.write_file(self._path(entry), body)
+        try:
+            self._durable.write_file(path, body)
+        except OSError as error:
+            raise JournalError(
+                (error.strerror or str(error)).lower(),
+                migration_id=entry.id,
+                placed=_may_hold(path, body),
+            ) from error
 
     def _prune(self) -> None:
         closed = [entry for entry in self.entries() if entry.closed]
@@ -278,6 +288,15 @@ class Journal:
 
     def _path(self, entry: Entry) -> Path:
         return self._directory / f"{entry.id}.{entry.direction}.json"
+
+
+def _may_hold(path: Path, body: bytes) -> bool:
+    try:
+        return path.read_bytes() == body
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def _load(path: Path) -> Entry:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from xendpy.errors import (
     ChannelError,
     HandshakeError,
+    JournalError,
     MigrationAborted,
     MigrationError,
     StreamTruncated,
@@ -141,7 +142,10 @@ def send_to_xend(transfer: Transfer) -> Outcome:
 
 def _hand_over_to_xend(transfer: Transfer, sender: Sender) -> Outcome:
     # The end of the stream makes the guest theirs, whether or not we ever hear of it.
-    transfer.advance(Step.SENT)
+    try:
+        transfer.advance(Step.SENT)
+    except JournalError as error:
+        return _unwritten(transfer, error)
     transfer.watcher.handing_over()
     channel = transfer.channel
     try:
@@ -155,9 +159,13 @@ def _hand_over_to_xend(transfer: Transfer, sender: Sender) -> Outcome:
             return _in_doubt(transfer, _text(error))
     if isinstance(verdict, Ok):
         transfer.watcher.running_there(0.0)
-        transfer.advance(Step.MOVED)
+        try:
+            transfer.advance(Step.MOVED)
+        except JournalError as error:
+            return _in_doubt(transfer, f"it said (ok), but {error}")
         transfer.source.relinquish()
-        transfer.advance(Step.CLOSED)
+        with contextlib.suppress(JournalError):  # written later; see Transfers
+            transfer.advance(Step.CLOSED)
         return Outcome.MOVED
     if isinstance(verdict, Err):
         raise _stays(transfer, HandshakeError(verdict.text, peer=channel.peer))
@@ -166,19 +174,38 @@ def _hand_over_to_xend(transfer: Transfer, sender: Sender) -> Outcome:
 
 def _in_doubt(transfer: Transfer, reason: str) -> Outcome:
     text = f"{transfer.entry.peer} may or may not run it: {reason}"
-    transfer.journal.advance(transfer.entry.id, Direction.OUT, Step.SENT, reason=text)
     transfer.source.hold(text)
+    with contextlib.suppress(JournalError):
+        transfer.advance(Step.SENT, text)
     return Outcome.IN_DOUBT
+
+
+def _unwritten(transfer: Transfer, error: JournalError) -> Outcome:
+    """Keep a guest whose release could not be written down, and so was not said.
+
+    Raises:
+        MigrationError: it goes on here.
+    """
+    if error.placed:
+        # The next daemon might read it as released: first that must be taken back.
+        try:
+            transfer.advance(Step.KEPT, str(error))
+        except JournalError:
+            transfer.source.hold(f"not sent to {transfer.entry.peer}: {error}")
+            return Outcome.IN_DOUBT
+    raise _stays(transfer, error) from error
 
 
 def _stays(transfer: Transfer, error: Exception) -> MigrationError:
     """Let the guest go on here, journal it, and return what the user is told."""
+    transfer.source.resume()
     told: Err | None = None
     if isinstance(error, ChannelError) and not transfer.cancel.cancelled:
-        told = _error_behind(transfer.channel)
+        xendpy = transfer.entry.peer_host_id != ""
+        told = (_failure_behind if xendpy else _error_behind)(transfer.channel)
     reason = told.text if told else _text(error)
-    transfer.source.resume()
-    transfer.advance(Step.KEPT, reason)
+    with contextlib.suppress(JournalError):  # SENDING says the same; see Transfers
+        transfer.advance(Step.KEPT, reason)
     if transfer.cancel.cancelled or isinstance(error, PrecopyCancelled):
         by = transfer.cancel.by or "the limits: " + reason
         return MigrationAborted(by, migration_id=transfer.entry.id)
@@ -202,6 +229,16 @@ def _error_behind(channel: Channel) -> Err | None:
     except (XendError, OSError):
         return None
     return answer if isinstance(answer, Err) else None
+
+
+def _failure_behind(channel: Channel) -> Err | None:
+    """Return what another xendpy said before it closed, if it did: it was not read in time."""
+    try:
+        with channel.deadline(ERROR_TIMEOUT_S):
+            _, text = frames.recv_frame(channel, FrameType.FAILED)
+    except (XendError, OSError):
+        return None
+    return Err(text.decode("utf-8", "replace"))
 
 
 def _refused_meanwhile(channel: Channel) -> None:
@@ -239,19 +276,22 @@ def send_to_xendpy(transfer: Transfer, plan: dict[str, Any]) -> Outcome:
     finally:
         wire.narrow()
     # From here on this host never runs the guest again unless the target says it has none.
-    transfer.advance(Step.RELEASED)
+    try:
+        transfer.advance(Step.RELEASED)
+    except JournalError as error:
+        _say_abort(wire, str(error))
+        return _unwritten(transfer, error)
     try:
         frames.send_frame(channel, FrameType.RELEASED)
         report = _expect(channel, FrameType.RUNNING, transfer.plan.verdict_timeout_s)
     except XendError as error:
-        transfer.source.hold(f"released to {transfer.entry.peer}, which has not confirmed yet")
-        transfer.journal.advance(
-            transfer.entry.id, Direction.OUT, Step.RELEASED, reason=_text(error)
-        )
-        return Outcome.IN_DOUBT
+        return _released(transfer, _text(error))
     # First: freeing the copy took 0.1 s for 256 MiB, which is no part of the downtime.
     transfer.watcher.running_there(resume_seconds(report))
-    transfer.advance(Step.MOVED)
+    try:
+        transfer.advance(Step.MOVED)
+    except JournalError as error:
+        return _released(transfer, str(error))
     transfer.source.relinquish()
     with contextlib.suppress(XendError):  # the resolver says it again, until it is heard
         frames.send_frame(channel, FrameType.FORGOTTEN)
@@ -267,6 +307,14 @@ def resume_seconds(report: bytes) -> float:
     except HandshakeError:
         return 0.0  # whatever it says: it runs the guest
     return max(0.0, finite(said))
+
+
+def _released(transfer: Transfer, reason: str) -> Outcome:
+    """Leave it to the resolver to find out whether a guest that was released runs there."""
+    transfer.source.hold(f"released to {transfer.entry.peer}, which has not confirmed yet")
+    with contextlib.suppress(JournalError):
+        transfer.advance(Step.RELEASED, reason)
+    return Outcome.IN_DOUBT
 
 
 def reserve(channel: Channel, plan: dict[str, Any], config: bytes) -> None:

@@ -18,7 +18,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from xendpy.errors import DomainNotFound, DomainStateError, HandshakeError, MigrationError
+from xendpy.errors import (
+    DomainNotFound,
+    DomainStateError,
+    HandshakeError,
+    JournalError,
+    MigrationError,
+)
 from xendpy.guest.domain import Domain, DomainState
 from xendpy.hypervisor.base import Hypervisor
 from xendpy.migration.handover import Direction, Entry, Journal, Step
@@ -89,6 +95,9 @@ def answer_source(
     if entry is not None:
         try:
             state = _act(entry, Step(fields["step"]), journal, hypervisor, abort)
+        except JournalError as error:  # the source must ask again
+            log.warning("migration %s: %s", fields["id"], error)
+            state = "received"
         except MigrationError:  # the connection's own worker was quicker: say what it came to
             entry = journal.get(fields["id"], Direction.IN)
             state = "received" if entry is None else _state(entry)
