@@ -15,7 +15,7 @@ import xmlrpc.client
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from xendpy.hypervisor import testguest_link
 from xendpy.hypervisor.testguest_process import RUNNING
 
 DEADLINE_S = 300.0  # for ever, as a test knows it; a busy machine is slow to start a process
-POLL_S = 0.05
+POLL_S = (0.05, 0.1, 0.2, 0.4)  # the last one from then on: asking costs the machine as well
 CONFIG = """(xend-relocation-server yes) (xend-relocation-address 127.0.0.1)
 (xend-relocation-port {port}) (xendpy-host-name {name}) (xendpy-hypervisor store)
 (xendpy-libvirt-server no) (loglevel INFO) (xendpy-stall-timeout 10) (xendpy-verdict-timeout 10)
@@ -144,9 +144,10 @@ class Host:
 def until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
     """Ask until the answer is true, and return it."""
     end = time.monotonic() + deadline_s
+    pauses = chain(POLL_S, repeat(POLL_S[-1]))
     while not (answer := condition()):
         assert time.monotonic() < end, f"waited {deadline_s:g} s for {what}"
-        time.sleep(POLL_S)
+        time.sleep(next(pauses))
     return answer
 
 
