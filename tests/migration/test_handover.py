@@ -11,9 +11,10 @@ import pytest
 
 from xendpy.errors import JournalError, MigrationError
 from xendpy.hypervisor.durable import Durable
-from xendpy.migration.handover import NEXT, Direction, Entry, Journal, Step, new_id
+from xendpy.migration.handover import HISTORY, NEXT, Direction, Entry, Journal, Step, new_id
 
 UUID = "6f3e2a1c-94d1-0c5b-2d57-3b1f0a6c9e10"
+OTHER_UUID = "6f3e2a1c-94d1-0c5b-2d57-3b1f0a6c9e11"
 
 
 def journal(path: Path) -> Journal:
@@ -190,3 +191,27 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / f"{'0' * 32}.out.json").write_text("{")
     with pytest.raises(MigrationError, match=r"0\.out\.json: not a journal entry"):
         journal(tmp_path)
+
+
+class Hasty(Durable):
+    """Spares a test of many writes the waiting for the disk."""
+
+    def sync(self, fd: int, path: Path) -> None:
+        pass
+
+    def sync_dir(self, path: Path) -> None:
+        pass
+
+
+def test_a_journal_forgets_old_migrations_but_not_where_guests_went(tmp_path: Path) -> None:
+    ticks = itertools.count(1)
+    book = Journal(tmp_path, Hasty(), lambda: float(next(ticks)))
+    gone = book.begin(entry(Direction.OUT))
+    for step in (Step.RELEASED, Step.MOVED, Step.CLOSED):
+        book.advance(gone.id, Direction.OUT, step)
+    for _ in range(HISTORY + 3):
+        kept = book.begin(entry(Direction.OUT, uuid=OTHER_UUID))
+        for step in (Step.KEPT, Step.CLOSED):
+            book.advance(kept.id, Direction.OUT, step)
+    assert len(book.entries()) == len([*tmp_path.glob("*.json")]) == HISTORY + 1
+    assert book.moved_away(UUID) == book.get(gone.id, Direction.OUT)

@@ -30,7 +30,8 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -185,7 +186,7 @@ class Journal:
                     state=entry.step,
                 )
             closing = step is Step.CLOSED and entry.step is not step
-            return self._put(
+            advanced = self._put(
                 replace(
                     entry,
                     step=step,
@@ -194,6 +195,9 @@ class Journal:
                     updated_s=self._clock(),
                 )
             )
+            if closing:
+                self._prune()
+            return advanced
 
     def learn_peer(
         self, entry_id: str, direction: Direction, host_id: str, *, local: bool
@@ -248,16 +252,10 @@ class Journal:
         With `name` a guest of that name counts as well: a configuration file without a uuid is
         another guest every time it is read, with the same disks.
         """
-        last: Entry | None = None
-        for entry in self.entries():
-            if (entry.uuid != uuid and (not name or entry.name != name)) or entry.local:
-                continue
-            if entry.direction is Direction.OUT:
-                away = entry.step in AWAY or entry.result == Step.MOVED
-                last = entry if away else None
-            elif entry.step in (Step.OWNED, Step.RUNNING) or entry.result == Step.RUNNING:
-                last = None
-        return last
+        entries = self.entries()
+        return _departure(
+            [entry for entry in entries if entry.uuid == uuid or (name and entry.name == name)]
+        )
 
     def reclaim(self, entry: Entry) -> Entry:
         """Write down that an operator has taken back, by force, a guest that had moved away."""
@@ -278,16 +276,42 @@ class Journal:
             ) from error
 
     def _prune(self) -> None:
-        closed = [entry for entry in self.entries() if entry.closed]
-        for entry in closed[:-HISTORY]:
-            away = self.moved_away(entry.uuid)
-            if away is not None and away.key == entry.key:
+        entries = self.entries()
+        old = [entry for entry in entries if entry.closed][:-HISTORY]
+        last = _last_words(entries) if old else frozenset()
+        for entry in old:
+            if entry.key in last:
                 continue  # the only memory of where that guest went
-            self._durable.unlink(self._path(entry))
-            del self._entries[entry.key]
+            with suppress(OSError):  # next time
+                self._durable.unlink(self._path(entry))
+                with self._lock:
+                    del self._entries[entry.key]
 
     def _path(self, entry: Entry) -> Path:
         return self._directory / f"{entry.id}.{entry.direction}.json"
+
+
+def _departure(entries: Sequence[Entry]) -> Entry | None:
+    """Return by which of one guest's entries, oldest first, it left and did not come back."""
+    last: Entry | None = None
+    for entry in entries:
+        if entry.local:
+            continue
+        if entry.direction is Direction.OUT:
+            away = entry.step in AWAY or entry.result == Step.MOVED
+            last = entry if away else None
+        elif entry.step in (Step.OWNED, Step.RUNNING) or entry.result == Step.RUNNING:
+            last = None
+    return last
+
+
+def _last_words(entries: Sequence[Entry]) -> frozenset[tuple[str, Direction]]:
+    """Return the keys of the entries by which guests left that did not come back."""
+    guests: dict[str, list[Entry]] = {}
+    for entry in entries:
+        guests.setdefault(entry.uuid, []).append(entry)
+    departures = map(_departure, guests.values())
+    return frozenset(entry.key for entry in departures if entry is not None)
 
 
 def _may_hold(path: Path, body: bytes) -> bool:
