@@ -89,7 +89,7 @@ def test_a_guest_goes_from_xl_to_xl(hosts, how):
             memory, tail = send(source, NativeEncoder(source))
             assert memory.startswith(b"Xen saved domain, xl format")
         else:
-            wrapped = LegacySource(source)
+            wrapped = LegacySource(source, LATEST_XEND)
             memory, tail = send(wrapped, LegacyEncoder(LATEST_XEND, guest().guest_type))
         source.relinquish()
     assert here.domains() == []
@@ -121,6 +121,6 @@ def test_a_guest_for_a_xend_is_written_down_before_a_byte_leaves(hosts, monkeypa
     monkeypatch.setattr(native.os, "statvfs", lambda path: Room)
     with here.save(domain) as source:
         with pytest.raises(OutOfMemory, match="before a xend can be sent it"):
-            next(iter(LegacySource(source).records()))
+            next(iter(LegacySource(source, LATEST_XEND).records()))
         source.resume()
     assert here.domains()[0].note == ""

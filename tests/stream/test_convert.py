@@ -67,7 +67,7 @@ def bare(image: bytes) -> bytes:
 def legacy(
     decoder: Callable[[], Steps[Any]], wire: bytes, release: str = "4.4", *, lossy: bool = False
 ) -> tuple[bytes, list[str]]:
-    survey, sheet = Survey(), Sheet()
+    survey, sheet = Survey(DIALECTS[release]), Sheet()
     drive_bytes(decoder(), wire, survey)
     conversion, notes = to_legacy(survey.facts(), DIALECTS[release], sheet.write, lossy=lossy)
     drive_bytes(decoder(), wire, conversion)

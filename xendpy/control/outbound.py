@@ -390,7 +390,7 @@ def _spoken(
     records = cast(RecordSource, source)
     if spoken is None:
         return records, NativeEncoder(records)
-    return LegacySource(records, xsave_bytes), LegacyEncoder(spoken, guest_type)
+    return LegacySource(records, spoken, xsave_bytes), LegacyEncoder(spoken, guest_type)
 
 
 def _wake(channel: Channel, source: Source) -> None:

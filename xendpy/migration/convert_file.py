@@ -137,7 +137,7 @@ def _to_xend(
     if opened.config.image()[:1] == ["pvh"]:
         raise UnsupportedStream("a PVH guest in a stream for a xend")
     start = os.lseek(fd, 0, os.SEEK_CUR)
-    survey = Survey()
+    survey = Survey(dialect)
     drive(opened.image(), FileSource(fd), survey)
     os.lseek(fd, start, os.SEEK_SET)
     write([encode_envelope(opened.config)])

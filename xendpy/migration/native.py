@@ -26,7 +26,8 @@ from xendpy.migration.saved_file import FileSink
 from xendpy.migration.send import TAIL
 from xendpy.stream import libxl
 from xendpy.stream.convert import Facts, Survey
-from xendpy.stream.convert_legacy import ModernToLegacy
+from xendpy.stream.convert_legacy import XSAVE_UNUSED, ModernToLegacy
+from xendpy.stream.legacy_dialect import Dialect
 from xendpy.stream.libxl import LibxlEncoder, XlHeader, encode_xl_header
 from xendpy.stream.records import (
     P2mFrames,
@@ -35,8 +36,6 @@ from xendpy.stream.records import (
     VcpuContext,
     VcpuContextKind,
 )
-
-XSAVE_UNUSED = 16  # xcr0 and xcr0_accum, which is 0: no state follows (domctl.h)
 
 
 class NativeEncoder(LibxlEncoder):
@@ -59,8 +58,11 @@ class LegacySource:
     `xsave_bytes`: what a running guest's vcpus are believed to have, None = nothing.
     """
 
-    def __init__(self, source: RecordSource, xsave_bytes: int | None = None) -> None:
+    def __init__(
+        self, source: RecordSource, dialect: Dialect, xsave_bytes: int | None = None
+    ) -> None:
         self._source = source
+        self._dialect = dialect
         self._xsave_bytes = xsave_bytes
         self.relinquish = source.relinquish
         self.resume = source.resume
@@ -100,15 +102,17 @@ class LegacySource:
     def _as_it_comes(self) -> Iterator[Record]:
         if self.config.guest_type is not GuestType.PV:
             raise UnsupportedStream("sending a HVM guest to a xend while it runs")
-        survey, records, head = Survey(), self._source.records(), []
+        survey, records, head = Survey(self._dialect), self._source.records(), []
         for record in records:
             survey.apply(record)
             head.append(record)
             if isinstance(record, P2mFrames):
                 break
         # Xen 4.6 and later have an extended context of every vcpu, xsave state where it is used.
-        announced = replace(survey.facts(), has_extended=True, xsave_bytes=self._xsave_bytes)
-        translator = ModernToLegacy(announced, lossy=False)
+        announced = replace(
+            survey.facts(), has_extended=self._dialect.extended, xsave_bytes=self._xsave_bytes
+        )
+        translator = ModernToLegacy(announced, self._dialect, lossy=False)
         tail: list[Record] = []
         for record in chain(head, records):
             if self._says_nothing(record):
@@ -137,7 +141,7 @@ class LegacySource:
         with self._file() as fd:
             survey = self._write_down(fd)
             os.lseek(fd, 0, os.SEEK_SET)
-            translator = ModernToLegacy(survey.facts(), lossy=False)
+            translator = ModernToLegacy(survey.facts(), self._dialect, lossy=False)
             reader = PipeReader(os.dup(fd))
             try:
                 for record in pull(libxl.decode(guest_type), reader):
@@ -147,7 +151,7 @@ class LegacySource:
             self.notes = translator.notes
 
     def _write_down(self, fd: int) -> Survey:
-        survey, sink = Survey(), FileSink(fd)
+        survey, sink = Survey(self._dialect), FileSink(fd)
         encoder = LibxlEncoder(self.config.guest_type, is_converted=False)
         try:
             for record in self._source.records():
@@ -175,6 +179,8 @@ class LegacySource:
 
 
 def _compare(announced: Facts, found: Facts) -> None:
+    if found.has_extended and not announced.has_extended:
+        raise UnsupportedStream("the extended vcpu context in a stream for so old a xend")
     if found.p2m_size != announced.p2m_size or not np.array_equal(
         found.p2m_frames, announced.p2m_frames
     ):

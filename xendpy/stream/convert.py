@@ -90,6 +90,6 @@ def to_legacy(
 
     CPUID and MSR policies are left out always, vcpus' MSRs only if `lossy`.
     """
-    translator = ModernToLegacy(facts, lossy=lossy)
+    translator = ModernToLegacy(facts, dialect, lossy=lossy)
     encoder = LegacyEncoder(dialect, facts.guest_type)
     return Conversion(translator.translate, encoder, write, room), translator.notes

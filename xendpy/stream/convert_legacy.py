@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from xendpy.errors import UnsupportedStream
 from xendpy.guest.domain import GuestType
 from xendpy.guest.pages import PAGE_SIZE, POPULATED, PageBatch, Pfns
+from xendpy.stream.legacy_dialect import Dialect
 from xendpy.stream.legacy_format import EXTENDED_BYTES, XSAVE_HEADER
 from xendpy.stream.records import (
     CpuidPolicy,
@@ -40,6 +41,24 @@ from xendpy.stream.staging import Staging
 HVM_MIN_PAGES = 0x100000  # what xc_domain_save says of any HVM guest below 4 GiB
 
 
+# xen_domctl_ext_vcpucontext behind vcpu and size: where 32-bit system calls of a 64-bit guest go.
+CALLBACKS = slice(8, 30)
+XSAVE_UNUSED = 16  # xcr0 and xcr0_accum, which is 0: no state follows
+
+
+def is_unused(record: Record, dialect: Dialect) -> bool:
+    """Say whether a vcpu's context is nothing that a receiver of that release could miss.
+
+    Xen 4.6 and later always write the extended one, and where the CPU can, the xsave header.
+    """
+    match record:
+        case VcpuContext(kind=VcpuContextKind.EXTENDED):
+            return not dialect.extended and not any(record.blob[CALLBACKS])
+        case VcpuContext(kind=VcpuContextKind.XSAVE):
+            return not dialect.xsave and len(record.blob) <= XSAVE_UNUSED
+    return False
+
+
 def _no_frames() -> Pfns:
     return np.zeros(0, np.uint64)
 
@@ -63,7 +82,8 @@ class Facts:
 class Survey:
     """A sink that looks at a whole stream, and keeps what the legacy head needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
         self._staging = Staging()
         self._guest_type = GuestType.PV
         self._frames_per_page = PAGE_SIZE // 8
@@ -79,6 +99,8 @@ class Survey:
 
     def apply(self, record: Record) -> None:
         """Note what matters of `record`."""
+        if is_unused(record, self._dialect):
+            return
         match record:
             case StreamStart():
                 self._guest_type = record.guest_type
@@ -128,9 +150,10 @@ class Survey:
 class ModernToLegacy:
     """Translates one stream, record by record; the tail waits for the end."""
 
-    def __init__(self, facts: Facts, *, lossy: bool) -> None:
+    def __init__(self, facts: Facts, dialect: Dialect, *, lossy: bool) -> None:
         self.notes: list[str] = []
         self._facts = facts
+        self._dialect = dialect
         self._lossy = lossy
         self._present: NDArray[np.bool_] = np.zeros(facts.p2m_size, np.bool_)
         self._has_frames = False
@@ -141,6 +164,8 @@ class ModernToLegacy:
 
     def translate(self, record: Record) -> Iterator[Record]:
         """Yield what `record` is in a legacy stream, nothing yet or nothing at all."""
+        if is_unused(record, self._dialect):
+            return
         match record:
             case StreamStart():
                 yield replace(record, p2m_size=self._facts.p2m_size)
