@@ -17,6 +17,7 @@ from xendpy.guest.domain import GuestType
 from xendpy.guest.pages import PageBatch
 from xendpy.stream import libxc, libxl
 from xendpy.stream.convert import Conversion, Survey, to_legacy, to_modern
+from xendpy.stream.convert_legacy import is_unused
 from xendpy.stream.convert_modern import physmap_keys
 from xendpy.stream.legacy_dialect import DIALECTS
 from xendpy.stream.libxc_encode import LibxcEncoder
@@ -343,3 +344,22 @@ def test_conversion_holds_one_batch() -> None:
     assert conversion.bytes == 8 * 4096
     # STATIC_DATA_END, record header, batch header, entries, pages
     assert max(sizes) == 8 + 8 + 8 + 8 * 8 + 8 * 4096
+
+
+HEAD, CALLS = struct.pack("<II", 0, 0x38), struct.pack("<QQ", 0xFFFF800000001000, 0)
+UNUSED = [
+    ("3.1", VcpuContextKind.EXTENDED, HEAD.ljust(30, b"\0") + b"\x5a" * 34, True),
+    ("3.1", VcpuContextKind.EXTENDED, (HEAD + CALLS).ljust(64, b"\0"), False),
+    ("3.2", VcpuContextKind.EXTENDED, HEAD.ljust(64, b"\0"), False),
+    ("4.0", VcpuContextKind.XSAVE, bytes(16), True),
+    ("4.0", VcpuContextKind.XSAVE, bytes(17), False),
+    ("4.1", VcpuContextKind.XSAVE, bytes(16), False),
+    ("3.1", VcpuContextKind.BASIC, bytes(5168), False),
+]
+
+
+@pytest.mark.parametrize(("release", "kind", "blob", "unused"), UNUSED)
+def test_what_an_old_xend_lacks_is_left_out_where_it_says_nothing(
+    release: str, kind: VcpuContextKind, blob: bytes, unused: bool
+) -> None:
+    assert is_unused(VcpuContext(0, kind, blob), DIALECTS[release]) is unused
