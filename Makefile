@@ -60,6 +60,9 @@ INSIDE   := $(ROOT)$(LIBDIR)/bin/python
 PIP_FROM := $(if $(WHEELS),--no-index --find-links $(abspath $(WHEELS)))
 WHAT     := $(if $(wildcard $(WHEELS)/xendpy-*.whl),xendpy,.)
 
+HELPER := $(ROOT)$(PREFIX)/bin/virt-ssh-helper
+FOREIGN_HELPER = $(if $(wildcard $(HELPER)),$(shell grep -qs lib/xendpy $(HELPER) || echo yes))
+
 PIP_INSTALL := $(INSIDE) -P -m pip install --quiet --disable-pip-version-check \
 	--no-warn-script-location --root-user-action=ignore $(PIP_FROM)
 
@@ -76,10 +79,12 @@ install:
 	@# Scripts and the venv itself name the place they were made in.
 	$(if $(ROOT),grep -rlIF '$(ROOT)' $(ROOT)$(LIBDIR)/bin $(ROOT)$(LIBDIR)/pyvenv.cfg \
 		| xargs -r sed -i 's|$(ROOT)$(LIBDIR)|$(LIBDIR)|g')
-	install -d $(addprefix $(ROOT),$(PREFIX)/sbin /etc/xen /etc/xen/auto /etc/init.d \
-		/etc/logrotate.d $(PREFIX)/lib/systemd/system $(PREFIX)/lib/tmpfiles.d $(DATADIR))
+	install -d $(addprefix $(ROOT),$(PREFIX)/bin $(PREFIX)/sbin /etc/xen /etc/xen/auto \
+		/etc/init.d /etc/logrotate.d $(PREFIX)/lib/systemd/system $(PREFIX)/lib/tmpfiles.d $(DATADIR))
 	install -m 755 systemd/command $(ROOT)$(PREFIX)/sbin/xend
 	install -m 755 systemd/command $(ROOT)$(PREFIX)/sbin/xm
+	@# libvirt's own, where its daemons are, leads to xend's socket as well.
+	$(if $(FOREIGN_HELPER),,install -m 755 systemd/command $(HELPER))
 	$(FILL) systemd/xend.service > $(ROOT)$(PREFIX)/lib/systemd/system/xend.service
 	$(FILL) systemd/unprivileged.conf > $(ROOT)$(DATADIR)/unprivileged.conf
 	install -m 755 systemd/xend.init $(ROOT)/etc/init.d/xend
@@ -93,6 +98,7 @@ install:
 # Configuration, guests and logs stay.
 uninstall:
 	rm -rf $(ROOT)$(LIBDIR) $(ROOT)$(DATADIR)
+	$(if $(FOREIGN_HELPER),,rm -f $(HELPER))
 	rm -f $(addprefix $(ROOT),$(PREFIX)/sbin/xend $(PREFIX)/sbin/xm /etc/init.d/xend \
 		/etc/logrotate.d/xend $(PREFIX)/lib/systemd/system/xend.service \
 		$(PREFIX)/lib/tmpfiles.d/xendpy.conf \

@@ -16,6 +16,7 @@ INSTALLED = (
     "etc/init.d/xend",
     "etc/logrotate.d/xend",
     "etc/xen/xend-config.sxp",
+    "usr/bin/virt-ssh-helper",
     "usr/lib/systemd/system/xend.service",
     "usr/lib/tmpfiles.d/xendpy.conf",
     "usr/lib/xendpy/bin/python",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.peers.hosts import Host, pair, until
+
+PROJECT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("virsh") is None, reason="needs Debian's libvirt-clients"),
@@ -228,6 +232,36 @@ def test_the_read_only_socket_changes_nothing(hosts: tuple[Host, Host], guest: s
     assert guest in shown.stdout
     done = subprocess.run([*ro, "destroy", guest], capture_output=True, text=True)
     assert done.returncode == 1 and "forbidden for read only access" in done.stderr
+
+
+SSH = """\
+#!/bin/sh
+while test "$1" != --; do shift; done
+shift 2
+XENDPY_ROOT={root} exec sh -c "$*"
+"""
+
+
+def test_over_ssh_the_helper_leads_to_the_daemon(
+    hosts: tuple[Host, Host], guest: str, tmp_path: Path
+) -> None:
+    # As `make install` puts it; ssh is played by a shell that runs the client's script here.
+    there = tmp_path / "usr"
+    (there / "bin").mkdir(parents=True)
+    (there / "lib").mkdir()
+    (there / "lib/xendpy").symlink_to(sys.prefix)
+    shutil.copy(PROJECT / "systemd/command", there / "bin/virt-ssh-helper")
+    (there / "bin/virt-ssh-helper").chmod(0o755)
+    ssh = tmp_path / "ssh"
+    ssh.write_text(SSH.format(root=hosts[0].root))
+    ssh.chmod(0o755)
+    environ = os.environ | {"PATH": f"{there}/bin:{os.environ['PATH']}"}
+    argv = ["virsh", "-c", f"xen+ssh://root@et-virt07/system?command={ssh}"]
+    shown = subprocess.run([*argv, "list"], env=environ, capture_output=True, text=True)
+    assert guest in shown.stdout, shown.stderr
+    argv.insert(1, "-r")
+    done = subprocess.run([*argv, "destroy", guest], env=environ, capture_output=True, text=True)
+    assert "read only" in done.stderr
 
 
 def test_creating_what_needs_xen_says_so(hosts: tuple[Host, Host], tmp_path: Path) -> None:
