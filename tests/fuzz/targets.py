@@ -21,7 +21,7 @@ from tests.fuzz import seeds
 from tests.relocation_tape import Tape
 from xendpy import sxp
 from xendpy.control import http
-from xendpy.control.libvirt import domain_xml, wire
+from xendpy.control.libvirt import wire, xml_config
 from xendpy.control.libvirt.layouts import LAYOUTS, check_arguments
 from xendpy.control.xmlrpc import decode_call
 from xendpy.errors import DomainNotFound, HandshakeError, XendError
@@ -230,7 +230,7 @@ def fuzz_libvirt(data: bytes) -> None:
 
 
 def fuzz_libvirt_xml(data: bytes) -> None:
-    domain_xml.from_xml(data.decode("utf-8", "replace"))
+    xml_config.from_xml(data.decode("utf-8", "replace"))
 
 
 @dataclass(frozen=True)
