@@ -138,6 +138,9 @@ def test_busy_port_says_so(host: Host) -> None:
     assert started.returncode == 1
     assert str(port) in started.stderr
     assert "Traceback" not in started.stderr
+    log = host.root / "var/log/xen/xend.log"
+    last = log.read_text().splitlines()[-1]
+    assert "ERROR" in last and f"cannot listen on 127.0.0.1:{port}" in last
 
 
 def test_foreground_ends_at_sigterm(host: Host) -> None:

@@ -39,7 +39,7 @@ from xendpy.control.transfer_methods import TransferMethods
 from xendpy.control.transfers import Transfers
 from xendpy.control.workers import Workers
 from xendpy.control.xmlrpc import Dispatcher
-from xendpy.errors import ConfigError
+from xendpy.errors import ConfigError, XendError
 from xendpy.hypervisor.base import Hypervisor
 from xendpy.hypervisor.durable import Durable
 from xendpy.migration.handover import Journal
@@ -73,7 +73,11 @@ def run(paths: Paths, *, foreground: bool, ready: Callable[[], None]) -> int:
     forget()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         service = Service(paths, loaded, notifier=notifier, log_file=log_file)
-        return runner.run(service.serve(ready))
+        try:
+            return runner.run(service.serve(ready))
+        except (XendError, OSError) as error:
+            log.error("xend ends: %s", error)
+            raise
 
 
 def set_up_logs(paths: Paths, loaded: LoadedConfig, *, foreground: bool) -> str:
