@@ -196,6 +196,33 @@ class MapKind(StrEnum):
     KERNEL = "xendpy-map-kernel"
 
 
+# Rows that may be given for one thing after the other: their form, and what they say.
+REPEATED = (
+    (
+        f"{PEER_OPTION} NAME (address A) (port P) (release R)",
+        "Another host by name, so that it needs no entry in /etc/hosts: its address, its port "
+        "(0 = xend-relocation-port), and the dialect that an old xend there understands, one of "
+        f"{' '.join(RELEASES)}. The address is NAME and the release {RELEASES[-1]} where they "
+        "are left out.",
+    ),
+    (
+        f"{MapKind.BRIDGE} OLD NEW",
+        "The bridge OLD of a guest that comes in is called NEW here (xl).",
+    ),
+    (
+        f"{MapKind.DISK} OLD NEW",
+        "The disk OLD of a guest that comes in, or each disk below the directory OLD, is NEW or "
+        "below NEW here (xl).",
+    ),
+    (
+        f"{MapKind.SCRIPT} OLD NEW",
+        "The network script OLD of a guest that comes in is NEW here; file names without a "
+        "directory (xl).",
+    ),
+    (f"{MapKind.KERNEL} OLD NEW", "As xendpy-map-disk, for kernels and ramdisks (xl)."),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class MapRow:
     """`(xendpy-map-KIND OLD NEW)`: names are replaced whole, paths by their beginning."""

@@ -21,7 +21,7 @@ def paths(root: Path, text: str) -> Paths:
 def test_every_option_is_listed_with_its_origin(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = "# c\n(xend-relocation-port 8010)\n(xendpy-peer b (port 1))\n"
+    text = "# c\n(xend-relocation-port 8010)\n(xendpy-peer b (port 1))\n(xendpy-map-disk /a /b)\n"
     assert run(paths(tmp_path, text)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(
@@ -33,6 +33,7 @@ def test_every_option_is_listed_with_its_origin(
         for line in lines
     )
     assert "(xendpy-peer b (address b) (port 1) (release '4.2+'))" in lines
+    assert "(xendpy-map-disk /a /b)" in lines
 
 
 def test_a_bad_file_exits_78_and_names_the_line(

@@ -31,6 +31,27 @@ def test_every_subcommand_is_in_the_manual_and_completed(row: commands.Command) 
     assert f" {row.name} " in PAGES["bash-completion/completions/xm"]
 
 
+@pytest.mark.parametrize("form", [form for form, _ in config.REPEATED])
+def test_every_row_is_in_the_manual(form: str) -> None:
+    assert f"\n\\fB({form})\\fR\n" in plain(PAGES["man/man5/xend-config.sxp.5"])
+
+
+@pytest.mark.parametrize(
+    ("page", "table"),
+    [
+        ("man8/xend.8", xend.EXIT_CODES),
+        ("man8/xend.8", xend.ENVIRONMENT),
+        ("man1/xm.1", commands.EXIT_CODES),
+        ("man1/xm.1", commands.ENVIRONMENT),
+    ],
+)
+def test_exit_status_and_environment_are_in_the_manual(
+    page: str, table: tuple[tuple[object, str], ...]
+) -> None:
+    text = plain(PAGES[f"man/{page}"])
+    assert [term for term, said in table if f"\\fB{term}\\fR\n{said}\n" not in text] == []
+
+
 @pytest.mark.parametrize("name", xend.COMMANDS)
 def test_every_command_of_xend_is_in_the_manual(name: str) -> None:
     assert f".TP\n\\fB{name}\\fR\n" in plain(PAGES["man/man8/xend.8"])

@@ -19,6 +19,8 @@ EXIT_CODES: Final = (
     (0, "done"),
     (1, "it failed, or the command line is wrong; --help answers with 1 too, as it always did"),
     (3, "there is no domain of that name or id"),
+    (4, "migrate: the guest is in doubt, or its migration goes on detached"),
+    (130, "migrate: cancelled, and the guest runs here"),
 )
 
 ENVIRONMENT: Final = (

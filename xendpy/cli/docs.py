@@ -62,13 +62,7 @@ def man_xend() -> str:
             _section("Exit status"),
             *_definitions((str(code), text) for code, text in xend.EXIT_CODES),
             _section("Environment"),
-            *_definitions(
-                (
-                    ("XEND_CONFIG", "Another configuration file"),
-                    ("XENDPY_ROOT", "A directory below which every path lies"),
-                    ("XEND_DEBUG", "Log at level DEBUG"),
-                )
-            ),
+            *_definitions(xend.ENVIRONMENT),
             _section("Files"),
             *_definitions(
                 (
@@ -107,7 +101,9 @@ def man_xm() -> str:
             body += _subcommand(row)
     body += [
         _section("Exit status"),
-        _text("0 if it was done, else 1, with the reason on standard error."),
+        *_definitions((str(code), text) for code, text in commands.EXIT_CODES),
+        _section("Environment"),
+        *_definitions(commands.ENVIRONMENT),
         _see_also("xend(8)", "xend-config.sxp(5)"),
     ]
     return _page("xm", 1, "manage Xen guests", body)
@@ -165,6 +161,9 @@ def man_config() -> str:
             _section("Options of xendpy"),
             _text("A real xend does not look at them, so that one file suits both."),
             *_definitions(own),
+            _section("Rows of xendpy"),
+            _text("Each may be given more than once."),
+            *_definitions((f"({form})", text) for form, text in config.REPEATED),
             _section("Example"),
             ".nf",
             _text("(xend-relocation-server yes)"),

@@ -37,7 +37,7 @@ COMMANDS: Final = {
     "reload": "Read the configuration file again; running migrations are not touched",
     "status": "Exit with 0 if it runs, 3 if not",
     "check-config": "Check a configuration file, print every option, value and warning",
-    "pki": "Make certificates for TLS: pki init, issue HOST, show, renew",
+    "pki": "Make certificates for TLS: pki init, issue HOST [--address A], show, renew [HOST]",
     "trace_start": "Start with a log at level DEBUG",
 }
 
