@@ -167,11 +167,22 @@ class Dialler:
         except XendError as error:
             outgoing.watch.ended(MigrationState.FAILED, str(error))
             raise
+        except Exception:
+            outgoing.watch.ended(MigrationState.FAILED, "internal error")
+            self._keep(outgoing)
+            raise
         doubt = outcome is Outcome.IN_DOUBT
         entry = self._journal.get(outgoing.entry.id, Direction.OUT)
         reason = f"in doubt: {entry.reason}" if doubt and entry is not None else ""
         outgoing.watch.ended(MigrationState.FAILED if doubt else MigrationState.DONE, reason)
         return outcome
+
+    def _keep(self, outgoing: Outgoing) -> None:
+        """Have the guest go on here, unless it was let go before the fault of ours."""
+        entry = self._journal.get(outgoing.entry.id, Direction.OUT)
+        if entry is not None and entry.step is Step.SENDING:
+            self._journal.advance(entry.id, Direction.OUT, Step.KEPT, reason="internal error")
+            self._hypervisor.release_hold(outgoing.order.domain)
 
     def _run(self, outgoing: Outgoing) -> Outcome:
         try:
