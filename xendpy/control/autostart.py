@@ -14,6 +14,7 @@ from pathlib import Path
 
 from xendpy.control.guests import Guests
 from xendpy.errors import XendError
+from xendpy.hypervisor.children import environment
 from xendpy.paths import Paths
 
 CREATE_DEADLINE_S = 300.0
@@ -59,11 +60,13 @@ async def stop_all(guests: Guests) -> None:
 async def _create(file: Path, paths: Paths) -> None:
     """Have `xm create` read a configuration file and ask this daemon for the guest."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _CREATE,
+        sys.executable, "-P", "-c", _CREATE,
         "--root", str(paths.root), "create", "--autostart", str(file),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
+        cwd="/",
+        env=environment(),
     )  # fmt: skip
     try:
         async with asyncio.timeout(CREATE_DEADLINE_S):

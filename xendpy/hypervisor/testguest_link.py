@@ -19,13 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import xendpy
 from xendpy.errors import HypervisorError
+from xendpy.hypervisor.children import environment
 from xendpy.hypervisor.testguest_process import MAX_MESSAGE
 
 ANSWER_S = 10.0
 START_S = 120.0  # a big guest that fills its memory first
-INHERITED = ("PATH", "LANG", "LC_ALL", "TZ")  # of the daemon's environment; the rest is its own
 END_S = 2.0
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
@@ -219,10 +218,8 @@ def _spawn(
     numbers = (listener, *fds)
     options = [item for pair in zip(names, map(str, numbers), strict=True) for item in pair]
     module = "xendpy.hypervisor.testguest_process"
-    environ = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    environ["PYTHONPATH"] = str(Path(xendpy.__file__).parents[1])
     # One thread is all it uses: BLAS would start more, and cost memory.
-    environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environ = environment() | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with _log(path).open("wb") as log:
         subprocess.run(
             [*launcher, sys.executable, "-P", "-m", module, *options, *arguments],
