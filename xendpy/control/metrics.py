@@ -83,9 +83,11 @@ class Metrics:
         # A series that appears with its first event has no increase to alert on.
         for way in Way:
             self._bytes.labels(way)
+            self._downtimes.labels(way)
             for state in MigrationState:
                 if state.final:
                     self._ended.labels(way, state)
+                    self._durations.labels(way, state)
         for reason in Refusal:
             self._refused.labels(reason)
 
