@@ -1,8 +1,9 @@
 import os
+import random
 
 import pytest
 
-from tests.powercut import Recorder, leave
+from tests.powercut import ALL, NONE, Kept, Recorder, leave
 from xendpy.hypervisor.durable import Durable, OperationKind
 
 
@@ -13,8 +14,8 @@ def root(tmp_path):
     return root
 
 
-def after(recorder: Recorder, root, target, count: int, *, only_synced: bool):
-    leave(recorder.operations[:count], root, target, only_synced=only_synced)
+def after(recorder: Recorder, root, target, count: int, kept: Kept):
+    leave(recorder.operations[:count], root, target, kept)
     return target
 
 
@@ -32,8 +33,8 @@ def test_a_file_is_synced_before_it_is_renamed_and_its_directory_after(root):
     assert [entry.name for entry in root.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("only_synced", [False, True], ids=["killed", "power cut"])
-def test_a_file_is_old_or_new_at_every_moment(root, tmp_path, only_synced):
+@pytest.mark.parametrize("kept", [ALL, NONE], ids=["killed", "power cut"])
+def test_a_file_is_old_or_new_at_every_moment(root, tmp_path, kept):
     recorder = Recorder()
     durable = Durable(recorder)
     durable.write_file(root / "file", b"old")
@@ -41,10 +42,26 @@ def test_a_file_is_old_or_new_at_every_moment(root, tmp_path, only_synced):
     durable.write_file(root / "file", b"new")
     seen = []
     for count in range(begin, len(recorder.operations) + 1):
-        left = after(recorder, root, tmp_path / f"cut{count}", count, only_synced=only_synced)
+        left = after(recorder, root, tmp_path / f"cut{count}", count, kept)
         seen.append((left / "file").read_bytes())
     assert seen[0] == b"old" and seen[-1] == b"new"
     assert sorted(seen, reverse=True) == seen and set(seen) == {b"old", b"new"}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_file_is_old_or_new_whatever_the_disk_wrote_first(root, tmp_path, seed):
+    recorder = Recorder()
+    durable = Durable(recorder)
+    durable.write_file(root / "file", b"old")
+    begin = len(recorder.operations)
+    durable.write_file(root / "file", b"new")
+    chance = random.Random(seed)
+    for count in range(begin, len(recorder.operations) + 1):
+        left = after(
+            recorder, root, tmp_path / f"cut{count}", count, lambda: chance.random() < 0.5
+        )
+        assert (left / "file").read_bytes() in (b"old", b"new")
+    assert (left / "file").read_bytes() == b"new"
 
 
 def test_a_torn_temporary_file_does_not_stop_the_next_write(root):
@@ -56,7 +73,7 @@ def test_a_torn_temporary_file_does_not_stop_the_next_write(root):
 def test_a_directory_and_those_above_it_last(root, tmp_path):
     recorder = Recorder()
     Durable(recorder).mkdir(root / "a" / "b")
-    left = after(recorder, root, tmp_path / "cut", 99, only_synced=True)
+    left = after(recorder, root, tmp_path / "cut", 99, NONE)
     assert (left / "a" / "b").is_dir()
 
 
@@ -66,7 +83,7 @@ def test_a_renamed_directory_is_in_one_place_for_good(root, tmp_path):
     durable.mkdir(root / "from" / "guest")
     durable.mkdir(root / "to")
     durable.rename(root / "from" / "guest", root / "to" / "guest")
-    left = after(recorder, root, tmp_path / "cut", 99, only_synced=True)
+    left = after(recorder, root, tmp_path / "cut", 99, NONE)
     assert (left / "to" / "guest").is_dir() and not (left / "from" / "guest").exists()
 
 
@@ -80,8 +97,8 @@ def test_appended_records_last_once_synced(root, tmp_path):
     durable.sync(fd, path)
     durable.append(fd, path, b"two\n")
     os.close(fd)
-    killed = after(recorder, root, tmp_path / "killed", 99, only_synced=False)
-    cut = after(recorder, root, tmp_path / "cut", 99, only_synced=True)
+    killed = after(recorder, root, tmp_path / "killed", 99, ALL)
+    cut = after(recorder, root, tmp_path / "cut", 99, NONE)
     assert (killed / "journal").read_bytes() == b"one\ntwo\n" == path.read_bytes()
     assert (cut / "journal").read_bytes() == b"one\n"
 

@@ -1,5 +1,6 @@
 """The store after kill -9 and after power cuts, at every moment of a guest's arrival."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.guests import (
     span,
     u64,
 )
-from tests.powercut import Recorder, leave
+from tests.powercut import ALL, NONE, Recorder, leave
 from xendpy.hypervisor.durable import Durable, OperationKind
 from xendpy.hypervisor.store import StoreHypervisor
 from xendpy.paths import Paths
@@ -151,8 +152,8 @@ def recorded(root: Path, live: bool) -> tuple[list, list[int]]:
     return recorder.operations, marks
 
 
-@pytest.mark.parametrize("only_synced", [False, True], ids=["killed", "power cut"])
-def test_a_power_cut_at_any_moment_leaves_all_or_nothing(tmp_path, only_synced):
+@pytest.mark.parametrize("kept", [ALL, NONE], ids=["killed", "power cut"])
+def test_a_power_cut_at_any_moment_leaves_all_or_nothing(tmp_path, kept):
     root = tmp_path / "root"
     root.mkdir()
     operations, marks = recorded(root, live=False)
@@ -160,12 +161,25 @@ def test_a_power_cut_at_any_moment_leaves_all_or_nothing(tmp_path, only_synced):
     outcomes = []
     for count in range(begun, safe + 1):
         target = tmp_path / f"cut{count}"
-        leave(operations[:count], root, target, only_synced=only_synced)
+        leave(operations[:count], root, target, kept)
         outcomes.append(outcome(target))
     assert outcomes[-1] == "whole"
     order = {"nothing": 0, "partial": 1, "whole": 2}
     assert sorted(outcomes, key=order.__getitem__) == outcomes
     assert set(outcomes) == set(order)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_disk_that_wrote_in_an_order_of_its_own_leaves_all_or_nothing(tmp_path, seed):
+    root = tmp_path / "root"
+    root.mkdir()
+    operations, (begun, safe) = recorded(root, live=False)
+    chance = random.Random(seed)
+    for count in range(begun, safe + 1):
+        target = tmp_path / f"cut{count}"
+        leave(operations[:count], root, target, lambda: chance.random() < 0.5)
+        left = outcome(target)
+    assert left == "whole"
 
 
 def test_a_guest_is_safe_by_the_time_complete_returns(tmp_path):
@@ -191,7 +205,7 @@ def test_the_note_of_the_first_round_outlives_a_power_cut(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     operations, marks = recorded(root, live=True)
-    leave(operations[: marks[1]], root, tmp_path / "cut", only_synced=True)
+    leave(operations[: marks[1]], root, tmp_path / "cut", NONE)
     store = StoreHypervisor(Paths(tmp_path / "cut"))
     (partial,) = store.partials()
     memory = (partial.path / "memory").read_bytes()
