@@ -312,6 +312,7 @@ class XendConfig:
     stall_timeout_s: float = option("xendpy-stall-timeout", parse_seconds, 60.0, "Seconds without a byte after which a migration has failed.")
     dns_timeout_s: float = option("xendpy-dns-timeout", parse_seconds, 5.0, "Seconds that the look-up of a peer's name may take.")
     eof_timeout_s: float = option("xendpy-eof-timeout", parse_seconds, 300.0, "Seconds to wait for an old sender to close; without that its guest stays paused.")
+    stop_while_moving: str = option("xendpy-stop-while-moving", parse_choice("drain", "cut", "refuse"), "drain", "What becomes of guests on their way when the daemon is told to stop. drain: they arrive first; cut: they stay where they are, except those that are being handed over; refuse: `xend stop` and `xend restart` do nothing, and a signal drains.")
     drain_timeout_s: float = option("xendpy-drain-timeout", parse_seconds, 600.0, "Seconds that a stopping daemon waits for migrations; 0 = as long as they take.")
     unpause_delay_s: float = option("xendpy-unpause-delay", parse_seconds, 1.0, "Seconds between an old sender's close and the guest's start here: xend 4.1 and later destroys its copy just after closing.")
     verdict_timeout_s: float = option("xendpy-verdict-timeout", parse_seconds, 300.0, "Seconds to wait for a peer's answer after the last byte.")

@@ -106,10 +106,12 @@ def test_stop_gives_up(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(xend, "STOP_DEADLINE_S", 0.0)
+    paths.config_file.parent.mkdir(parents=True)
+    paths.config_file.write_text("(xendpy-drain-timeout 0.01)")
+    monkeypatch.setattr(xend, "STOP_MARGIN_S", 0.0)
     monkeypatch.setattr(signal, "SIGTERM", signal.SIGWINCH)  # a daemon that is not to be moved
     assert run(paths, "stop") == 1
-    assert "still finishes migrations after 0 s" in capsys.readouterr().err
+    assert "still finishes migrations after 0.01 s" in capsys.readouterr().err
     assert sleeper.poll() is None
 
 

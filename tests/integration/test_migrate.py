@@ -375,7 +375,7 @@ def test_a_test_guest_is_not_sent_to_an_old_xend(here: Host) -> None:
 
 
 def test_a_stopped_daemon_cancels_and_the_guest_goes_on(tmp_path: Path) -> None:
-    with pair(tmp_path) as (here, there):
+    with pair(tmp_path, more="(xendpy-stop-while-moving cut)\n") as (here, there):
         here.create(extra=BUSY)
         xm = here.begin("migrate", "--live", SLOW, "testvm1", "et-virt08")
         until(lambda: migrating(here), "under way")

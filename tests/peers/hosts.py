@@ -72,11 +72,14 @@ class Host:
 
     def kill(self) -> None:
         """End the daemon as a power cut would."""
-        pid = int((self.root / "var/run/xend.pid").read_text())
+        pid = self.pid()
         with contextlib.suppress(ProcessLookupError):
             handle = os.pidfd_open(pid)
             os.kill(pid, signal.SIGKILL)
             _wait_for_end(handle)
+
+    def pid(self) -> int:
+        return int((self.root / "var/run/xend.pid").read_text())
 
     def xend(self, *argv: str) -> subprocess.CompletedProcess[str]:
         return self._run("xendpy", *argv)
@@ -89,8 +92,15 @@ class Host:
 
     def begin(self, *argv: str) -> subprocess.Popen[str]:
         """Begin an xm command that goes on by itself."""
+        return self._begin("xendpy.cli.xm", *argv)
+
+    def begin_xend(self, *argv: str) -> subprocess.Popen[str]:
+        """Begin an xend command that goes on by itself."""
+        return self._begin("xendpy", *argv)
+
+    def _begin(self, module: str, *argv: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*self.program, "xendpy.cli.xm", *argv],
+            [*self.program, module, *argv],
             env=self.environ(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -15,6 +15,8 @@ NOT_CONVERGING: Final = "not converging"
 # The rate of the first moments is that of empty socket buffers: no estimate before this.
 FIRST_ESTIMATE_S: Final = 1.0
 
+ENDED: Final = ("done", "failed", "aborted")  # states
+
 _PHASES: Final = {
     "connecting": "pre-migration",
     "negotiating": "reservation",
@@ -102,7 +104,7 @@ class View:
     @property
     def in_doubt(self) -> bool:
         """Whether it is over for this command, and nobody knows yet whose guest it is."""
-        return bool(self.handover.get("in_doubt")) and self.state in ("done", "failed", "aborted")
+        return bool(self.handover.get("in_doubt")) and self.state in ENDED
 
     @property
     def moved(self) -> bool:

@@ -124,6 +124,18 @@ def in_doubt_line(call: Callable[..., Any]) -> str:
     return f"In doubt after a migration: {names}; see `xm migrations`"
 
 
+def moving_line(call: Callable[..., Any]) -> str:
+    """Return one line about the guests that move; empty if none does, or nobody knows."""
+    try:
+        rows = [row for row in call("xendpy.migrations") if row["state"] not in progress.ENDED]
+    except RpcError:
+        return ""
+    ways = {"in": "coming in", "out": "going out"}
+    return ", ".join(
+        f"{row['domain'] or '(not named yet)'} {ways[row['direction']]}" for row in rows
+    )
+
+
 def _show(xm: Invocation, words: Sequence[str]) -> int:
     try:
         view = View.of(xm.call("xendpy.migration", words[0]))

@@ -6,26 +6,31 @@ Better than xend: `stop` waits until the daemon is gone, `reload` says what is w
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xendpy.cli import daemon
 from xendpy.cli.options import Option, UsageError, take_global
 from xendpy.errors import ConfigError, XendError
 from xendpy.paths import Paths
 
+if TYPE_CHECKING:
+    from xendpy.config import XendConfig
+
 EX_CONFIG: Final = 78
 NOT_RUNNING: Final = 3
-STOP_DEADLINE_S: Final = 300.0  # migrations that are nearly through are let through
+STOP_MARGIN_S: Final = 60.0  # beyond what migrations may take: saves, and guests that go along
 
 OPTIONS: Final = (
     Option(long="foreground", help="Stay in the foreground, as systemd wants it"),
     Option(long="config", metavar="FILE", help="Read FILE instead of xend-config.sxp"),
     Option(long="root", metavar="DIR", help="Put every path below DIR; needs no privileges"),
     Option(long="debug", help="Log at level DEBUG"),
+    Option(long="force", help="stop, restart: also where that is refused while guests move"),
     Option(long="help", help="Print this help"),
     Option(long="version", help="Print the version"),
 )
@@ -98,11 +103,13 @@ def _dispatch(command: str, args: Sequence[str], paths: Paths, *, foreground: bo
         from xendpy.cli import pki
 
         return pki.run(args, paths)
+    force = command in ("stop", "restart") and list(args) == ["--force"]
+    args = [] if force else args
     actions: dict[str, Callable[[], int]] = {
         "start": lambda: start(paths, foreground=foreground),
         "trace_start": lambda: start(paths, foreground=foreground),
-        "stop": lambda: stop(paths),
-        "restart": lambda: stop(paths) or start(paths, foreground=foreground),
+        "stop": lambda: stop(paths, force=force),
+        "restart": lambda: stop(paths, force=force) or start(paths, foreground=foreground),
         "reload": lambda: reload(paths),
         "status": lambda: status(paths),
     }
@@ -155,18 +162,38 @@ def serve(paths: Paths, *, foreground: bool, ready: Callable[[], None]) -> int:
         daemon.forget_pid(paths)
 
 
-def stop(paths: Paths) -> int:
-    """Stop the daemon; not running is success."""
+def stop(paths: Paths, *, force: bool) -> int:
+    """Stop the daemon; not running is success. `force`: where the configuration refuses it too."""
+    from xendpy.cli.migrations import moving_line
+    from xendpy.cli.rpc import Server
+
     pid = daemon.running_pid(paths)
     if pid is None:
         return 0
+    config = _config(paths)
+    moving = moving_line(Server(f"httpu://{paths.xmlrpc_socket}").call)
+    if moving and config.stop_while_moving == "refuse" and not force:
+        return _fail(f"not stopped while guests move: {moving}; --force stops it all the same")
+    if moving:
+        print(f"xend: stopping, with {moving}", file=sys.stderr)
+    deadline_s = config.drain_timeout_s + STOP_MARGIN_S if config.drain_timeout_s else math.inf
     try:
-        gone = daemon.stop(pid, deadline_s=STOP_DEADLINE_S)
+        gone = daemon.stop(pid, deadline_s=deadline_s)
     except PermissionError as error:
         return _fail(f"cannot stop pid {pid}: {error.strerror}")
     if not gone:
-        return _fail(f"pid {pid} still finishes migrations after {STOP_DEADLINE_S:g} s")
+        return _fail(f"pid {pid} still finishes migrations after {deadline_s:g} s")
     return 0
+
+
+def _config(paths: Paths) -> XendConfig:
+    """Return what the file says; a file that cannot be read keeps no daemon from stopping."""
+    from xendpy.config import XendConfig, load
+
+    try:
+        return load(paths.config_file).config
+    except ConfigError:
+        return XendConfig()
 
 
 def reload(paths: Paths) -> int:

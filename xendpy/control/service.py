@@ -53,6 +53,8 @@ from xendpy.relocation.server import RelocationServer
 FOREVER_S = 1e8  # three years
 EXTENSION_S = 30.0  # what systemd is asked for at a time while draining
 STATUS_EVERY_S = 10.0
+STOP_STATUS_EVERY_S = 2.0  # somebody waits for it
+CUT = "cut"  # of xendpy-stop-while-moving
 RPC_DRAIN_S = 30.0  # for saves and restores under way
 
 log = logging.getLogger(__name__)
@@ -218,19 +220,23 @@ class Service:
     async def _drain(self) -> None:
         """Finish what must be finished; the service manager is told to have patience."""
         deadline_s = self._config.drain_timeout_s or FOREVER_S
+        arrive = self._config.stop_while_moving != CUT
         log.info("stopping: %s", self.migrations.summary())
-        self._notifier.stopping(f"draining: {self.migrations.summary()}")
+        self._notifier.stopping(self._status())
         patience = self._begin(self._ask_for_time)
+        await asyncio.gather(
+            self.transfers.drain(deadline_s if arrive else 0),
+            self.relocation.drain(deadline_s, arrive=arrive),
+        )
         await autostart.stop_all(self.guests)
-        await self.transfers.drain()
-        await self.relocation.drain(deadline_s)
         await self.rpc.drain(min(deadline_s, RPC_DRAIN_S))
         patience.cancel()
 
     async def _ask_for_time(self) -> None:
         while True:
             self._notifier.extend_timeout(EXTENSION_S)
-            await asyncio.sleep(EXTENSION_S / 3)
+            self._show_status()
+            await asyncio.sleep(STOP_STATUS_EVERY_S)
 
     async def _keep_alive(self) -> None:
         """Show the loop to be alive, and how the migrations stand, as long as it turns."""
@@ -264,6 +270,7 @@ class Service:
         self._stopping.set()
         if self._stops > 1:
             log.warning("told to stop again: cutting what still goes on")
+            self._begin(lambda: self.transfers.drain(0))
             self._begin(lambda: self.relocation.drain(0))
             self._begin(lambda: self.rpc.drain(0))
 
@@ -315,8 +322,10 @@ class Service:
         )
 
     def _show_status(self) -> None:
-        if not self._stopping.is_set():
-            self._notifier.status(self.migrations.summary())
+        self._notifier.status(self._status())
+
+    def _status(self) -> str:
+        return ("draining: " if self._stopping.is_set() else "") + self.migrations.summary()
 
     def _dump(self) -> None:
         """Write migrations, operations and every task's stack to the log."""

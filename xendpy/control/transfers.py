@@ -102,6 +102,7 @@ class Transfers:
         self._running: dict[str, tuple[Outgoing, asyncio.Task[Outcome]]] = {}
         self._wanted = asyncio.Event()
         self._held: set[str] = set()
+        self._draining = False
 
     @property
     def ownership(self) -> Ownership:
@@ -169,6 +170,8 @@ class Transfers:
     async def _begin(
         self, guest: DomainSummary, request: MigrateRequest, options: MigrateOptions
     ) -> tuple[Outgoing, asyncio.Task[Outcome]]:
+        if self._draining:
+            raise MigrationError("the daemon is stopping")
         order = self._order(guest, request, options)
         outgoing = await self._guests.workers.quick(self._dialler.begin, new_id(), order)
         self._migrations.add(
@@ -272,9 +275,16 @@ class Transfers:
         found = self._journal.get(migration_id, Direction.OUT)
         return found or self._journal.get(migration_id, Direction.IN)
 
-    async def drain(self) -> None:
-        """Cancel what goes out, and wait for what is being handed over already."""
+    async def drain(self, grace_s: float) -> None:
+        """Begin nothing any more; what goes out has `grace_s` seconds to arrive.
+
+        What is left then is cancelled, except what is being handed over already: that is waited
+        for. May be called again meanwhile, with less.
+        """
+        self._draining = True
         running = list(self._running.values())
+        if running and grace_s > 0:
+            await asyncio.wait([task for _, task in running], timeout=grace_s)
         for outgoing, _ in running:
             outgoing.cancel.cancel("shutdown")
         if running:

@@ -127,16 +127,18 @@ class RelocationServer:
         self._settings = settings
         self._operations = operations
 
-    async def drain(self, deadline_s: float | None) -> None:
+    async def drain(self, deadline_s: float | None, *, arrive: bool = False) -> None:
         """Stop accepting, end what can be ended without harm, and wait for every worker.
 
-        A guest that is being handed over has `deadline_s` seconds to finish; a second call, or
-        the deadline, cuts it: what has come is kept. None = as long as it takes.
+        A guest that is being handed over has `deadline_s` seconds to finish, with `arrive` every
+        guest on its way has; a second call, or the deadline, cuts it: what has come is kept.
+        None = as long as it takes.
         """
         self._drains += 1
         await self._stop_accepting()
         for task, peer in list(self._peers.items()):
-            if self._drains > 1 or peer.incoming is None or not peer.incoming.ending:
+            incoming = peer.incoming
+            if self._drains > 1 or incoming is None or not (arrive or incoming.ending):
                 _abort(task, peer)
         if self._peers and deadline_s != 0:
             await asyncio.wait(list(self._peers), timeout=deadline_s)
