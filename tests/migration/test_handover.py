@@ -163,6 +163,20 @@ def test_moved_away_until_it_comes_back(tmp_path: Path) -> None:
     assert book.moved_away(UUID) is None
 
 
+def test_what_came_last_is_told_without_the_clock(tmp_path: Path) -> None:
+    clock = iter(range(1000, 0, -1))  # put back again and again
+    book = Journal(tmp_path, Durable(), lambda: float(next(clock)))
+    came = book.begin(entry(Direction.IN))
+    for step in (Step.RECEIVED, Step.OWNED, Step.RUNNING, Step.CLOSED):
+        book.advance(came.id, Direction.IN, step)
+    out = book.begin(entry(Direction.OUT))
+    for step in (Step.RELEASED, Step.MOVED, Step.CLOSED):
+        book.advance(out.id, Direction.OUT, step)
+    for again in (book, Journal(tmp_path, Durable(), lambda: 0.0)):
+        away = again.moved_away(UUID)
+        assert away is not None and away.id == out.id
+
+
 def test_kept_is_not_away(tmp_path: Path) -> None:
     book = journal(tmp_path)
     out = book.begin(entry(Direction.OUT))

@@ -103,6 +103,7 @@ class Entry:
     peer_host_id: str = ""  # empty: the peer is a xend, or has not said yet
     live: bool = False
     local: bool = False
+    number: int = 0  # counts up: a clock that was put back must not change what came last
     created_s: float = 0.0
     updated_s: float = 0.0
     reason: str = ""
@@ -160,7 +161,8 @@ class Journal:
             if self.get(entry.id, entry.direction) is not None:
                 raise MigrationError(f"migration {entry.id} is known already")
             now_s = self._clock()
-            return self._put(replace(entry, created_s=now_s, updated_s=now_s))
+            number = 1 + max((known.number for known in self.entries()), default=0)
+            return self._put(replace(entry, number=number, created_s=now_s, updated_s=now_s))
 
     def advance(
         self, entry_id: str, direction: Direction, step: Step, *, reason: str = ""
@@ -240,7 +242,9 @@ class Journal:
     def entries(self) -> list[Entry]:
         """Return every entry, oldest first."""
         with self._lock:
-            return sorted(self._entries.values(), key=lambda entry: entry.created_s)
+            return sorted(
+                self._entries.values(), key=lambda entry: (entry.number, entry.created_s)
+            )
 
     def open_entries(self) -> list[Entry]:
         """Return the entries that are not closed, oldest first."""
