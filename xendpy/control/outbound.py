@@ -169,7 +169,8 @@ class Dialler:
             raise
         except Exception:
             outgoing.watch.ended(MigrationState.FAILED, "internal error")
-            self._keep(outgoing)
+            if self._kept(outgoing, "internal error"):
+                self._hypervisor.release_hold(outgoing.order.domain)
             raise
         doubt = outcome is Outcome.IN_DOUBT
         entry = self._journal.get(outgoing.entry.id, Direction.OUT)
@@ -177,31 +178,27 @@ class Dialler:
         outgoing.watch.ended(MigrationState.FAILED if doubt else MigrationState.DONE, reason)
         return outcome
 
-    def _keep(self, outgoing: Outgoing) -> None:
-        """Have the guest go on here, unless it was let go before the fault of ours."""
-        entry = self._journal.get(outgoing.entry.id, Direction.OUT)
-        if entry is not None and entry.step is Step.SENDING:
-            self._journal.advance(entry.id, Direction.OUT, Step.KEPT, reason="internal error")
-            self._hypervisor.release_hold(outgoing.order.domain)
-
     def _run(self, outgoing: Outgoing) -> Outcome:
         try:
             return self._dial_and_send(outgoing)
         except (XendError, OSError) as error:
-            entry = self._journal.get(outgoing.entry.id, Direction.OUT)
-            if entry is not None and entry.step is Step.SENDING:
-                self._keep(entry, str(error))
+            self._kept(outgoing, str(error))
             if outgoing.cancel.cancelled and not isinstance(error, MigrationAborted):
                 raise MigrationAborted(outgoing.cancel.by) from error
             if isinstance(error, MigrationError):
                 raise
             raise MigrationError(_told(error), migration_id=outgoing.entry.id) from error
 
-    def _keep(self, entry: Entry, reason: str) -> None:
+    def _kept(self, outgoing: Outgoing, reason: str) -> bool:
+        """Journal that the guest goes on here, if it was not let go; say whether it does."""
+        entry = self._journal.get(outgoing.entry.id, Direction.OUT)
+        if entry is None or entry.step is not Step.SENDING:
+            return False
         with suppress(JournalError):  # the guest is here on disk as well; see Transfers
             self._journal.advance(entry.id, Direction.OUT, Step.KEPT, reason=reason)
             if not entry.peer_host_id:  # nobody has heard of it
                 self._journal.advance(entry.id, Direction.OUT, Step.CLOSED)
+        return True
 
     def _dial_and_send(self, outgoing: Outgoing) -> Outcome:
         try:
