@@ -77,7 +77,7 @@ def test_groff_has_nothing_to_say(name: str) -> None:
         (("xm", "inspect", "--rec"), {"--records"}),
         (("xm", "--root", "/tmp/x", "extr"), {"extract"}),
         (("xend", "check-c"), {"check-config"}),
-        (("xend", "--for"), {"--foreground"}),
+        (("xend", "--fore"), {"--foreground"}),
     ],
     ids=" ".join,
 )
