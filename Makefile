@@ -1,4 +1,5 @@
 # make demo | test | bench | soak | fuzz | clean          (needs: python3 >= 3.11, python3-venv, make)
+# make lab | lab-clean                                     (needs root, and what it asks for)
 # make install | uninstall  [DESTDIR=] [WHEELS=DIR]
 
 PYTHON ?= python3
@@ -6,7 +7,7 @@ VENV   := .venv
 STAMP  := $(VENV)/.stamp
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo test bench soak fuzz clean wheels install uninstall
+.PHONY: demo test bench soak fuzz lab lab-clean clean wheels install uninstall
 .DEFAULT_GOAL := test
 
 # A virtual environment that another interpreter made, or one that has since gone, is made anew.
@@ -41,6 +42,13 @@ FUZZ_SECONDS ?= 60
 fuzz: $(STAMP)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	@nice -n 10 $(RUN) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
+
+# Real Xen, two hosts in emulators. What is built is kept in XENDPY_LAB (~/.cache/xendpy-lab).
+lab: $(STAMP)
+	@$(RUN) -m tests.lab
+
+lab-clean: $(STAMP)
+	@$(RUN) -m tests.lab --clean
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,112 @@
+"""Two Xen hosts in emulators, and on them what the project is for.
+
+    make lab                                # build what is missing, run everything, show the table
+    python -m tests.lab --only chapter      # one part of it
+    python -m tests.lab --up                # boot, install, leave both hosts to you
+    python -m tests.lab.machine 7 'xl list'
+    python -m tests.lab --down
+    make lab-clean                          # remove what was built
+
+Exit status 0 only if every step went as it must.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.lab import build, chapter, contract, faults, oldwire, project
+from tests.lab.build import Image, LabError
+from tests.lab.machine import Machine, attach, start
+from tests.lab.place import cache
+from tests.lab.recipe import HOSTS
+from tests.lab.session import Host, Session
+
+PARTS: dict[str, Callable[[Session], None]] = {
+    "chapter": chapter.walk,
+    "oldwire": oldwire.walk,
+    "contract": contract.walk,
+    "faults": faults.walk,
+}
+
+
+def main() -> int:
+    """Do what the command line says."""
+    args = _arguments()
+    place = cache()
+    if args.down or args.clean:
+        _stop(place)
+        if args.clean:
+            shutil.rmtree(place, ignore_errors=True)
+        return 0
+    began_s = time.monotonic()
+    try:
+        image = build.build(place)
+        archive = project.pack(place)
+        print(f"built in {time.monotonic() - began_s:.0f} s, kept in {place}")
+        _show_packages(image)
+        _stop(place)
+        try:
+            return _run(image, archive, args)
+        finally:
+            if not args.up:
+                _stop(place)
+    except LabError as error:
+        print(f"make lab: {error}", file=sys.stderr)
+        return 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.lab")
+    parser.add_argument("--up", action="store_true", help="boot and install, and leave it so")
+    parser.add_argument("--down", action="store_true", help="stop the hosts that are left")
+    parser.add_argument("--clean", action="store_true", help="stop them, remove what was built")
+    parser.add_argument("--only", choices=PARTS, action="append", help="run this part alone")
+    return parser.parse_args()
+
+
+def _run(image: Image, archive: Path, args: argparse.Namespace) -> int:
+    session = Session(
+        Host(start(image, 7, 8, image.share_disk)),
+        Host(start(image, 8, 7)),
+    )
+    ready = session.group(lambda one: _prepare(one, image, archive))
+    for name, work in PARTS.items():
+        if ready and not args.up and name in (args.only or PARTS):
+            session.group(work)
+    return 0 if session.table() else 1
+
+
+def _prepare(session: Session, image: Image, archive: Path) -> None:
+    with session.step("boot et-virt07 and et-virt08"):
+        for host in session.hosts:
+            host.machine.wait()
+        for host in session.hosts:
+            host.run("until xl list >/dev/null 2>&1; do sleep 1; done; xl list; uname -a")
+            host.run("xl info | grep -E '^(xen_version|xen_caps|virt_caps|.*_memory)'")
+            host.run("xenstore-write /tool/lab/host $(hostname); xenstore-chmod /tool/lab/host r0")
+    with session.step("install the project"):
+        project.install(session, archive)
+
+
+def _show_packages(image: Image) -> None:
+    print("Debian packages of domain 0:")
+    for line in image.packages.read_text().splitlines():
+        print(f"  {line}")
+
+
+def _stop(place: Path) -> None:
+    for number in HOSTS:
+        try:
+            machine: Machine = attach(place, number)
+        except LabError:
+            continue
+        machine.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""A real guest through the old wire: saved by Xen, sent as an old xend sends, running again."""
+
+from __future__ import annotations
+
+import re
+
+from tests.lab.session import Host, Session, check, matching, until
+
+PYTHON = "cd /root/xendpy && /usr/lib/xendpy/bin/python -m"
+TICK = re.compile(r"^TICK n=(\d+)", re.MULTILINE)
+KERNEL = "/var/lib/xen/images"
+
+
+def config(name: str, *, memory: int = 96, more: str = "") -> str:
+    """Return the configuration of a guest that counts, for xm create."""
+    return f"""\
+name = "{name}"
+memory = {memory}
+kernel = "{KERNEL}/vmlinux"
+ramdisk = "{KERNEL}/ramdisk"
+extra = "console=hvc0 quiet mitigations=off"
+on_crash = "preserve"
+{more}"""
+
+
+def create(host: Host, name: str, *, memory: int = 96, more: str = "") -> None:
+    """Create a guest that counts, and see it count."""
+    host.run(f"cat >{name}.cfg <<'end'\n{config(name, memory=memory, more=more)}end")
+    host.run(f"xm create {name}.cfg")
+    counts(host, name)
+
+
+def count(host: Host, name: str) -> int:
+    """Return the last number that a guest has shown on this host, 0 if none."""
+    found = TICK.findall(host.ask(f"tail -c 4000 /var/log/xen/console/guest-{name}.log"))
+    return int(found[-1]) if found else 0
+
+
+def counts(host: Host, name: str, above: int = 0) -> int:
+    """Wait until a guest counts on, beyond `above`; return where it is.
+
+    Two samples: an old line alone would also be there with a dead guest.
+    """
+    first = max(above, count(host, name))
+    until(lambda: count(host, name) > first, f"{name} counts on {host.name} beyond {first}")
+    reached = count(host, name)
+    print(f"  {name} on {host.name}: {first} -> {reached}")
+    return reached
+
+
+def send_old(host: Host, target: Host, file: str, release: str, cut: str = "") -> str:
+    """Play an old xend that sends a file; return what its user would have seen."""
+    words = f"tests.lab.send_old {target.name} 8002 {release} {file} {cut}".rstrip()
+    return host.run(f"{PYTHON} {words}", status=None, timeout_s=1200)
+
+
+def walk(session: Session) -> None:
+    """Send one real guest over the old wire."""
+    seven, eight = session.hosts
+    with session.step("a PV guest over the old wire (v1, xend 4.1's sender)"):
+        create(eight, "wire")
+        eight.run("xl save wire /root/wire.xl 2>&1 | grep -v progress; ls -l /root/wire.xl")
+        saved = count(eight, "wire")
+        eight.run("xm convert --to xend /root/wire.xl /root/wire.sav; rm /root/wire.xl")
+        eight.run("xm inspect /root/wire.sav")
+        shown = send_old(eight, seven, "/root/wire.sav", "4.1")
+        matching(r"^then: closed, destroyed$", shown, "the old xend's end")
+        until(lambda: "wire" in seven.guests(), "the guest is there")
+        seven.run("xm list; xl list")
+        reached = counts(seven, "wire", saved)
+        session.remark = f"saved at {saved}, seen at {reached}"
+        seven.run("xm migrations")
+        check_nothing_left(seven)
+        seven.run("xm destroy wire")
+        eight.run("rm /root/wire.sav")
+
+
+def check_nothing_left(host: Host) -> None:
+    """See that no half-built guest, save file or child of xl is left."""
+    shown = host.run("ls -A /var/lib/xend/incoming; xl list | grep -E -- '--|null'; true")
+    check(not shown.strip(), f"something is left on {host.name}: {shown.strip()}")
