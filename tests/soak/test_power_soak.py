@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.soak import power
-from tests.soak.cases import Tally
 from tests.soak.test_handover_soak import SECONDS
 
 
@@ -18,14 +19,19 @@ async def test_no_power_cut_loses_or_doubles_a_guest(
 ) -> None:
     tape = await power.rehearse(tmp_path / "tape")
     cuts = power.all_cuts(tape)
-    tally = Tally.begin()
+    owners: Counter[str] = Counter()
+    began_s = time.monotonic()
     for number, cut in enumerate(cuts, 1):
-        if tally.elapsed_s > SECONDS:
+        if time.monotonic() - began_s > SECONDS:
             break
         owner = await power.run(tape, cut, tmp_path / f"cut{number}")
-        tally.add("moved" if owner == "b" else "stayed")
+        owners[owner] += 1
         with capsys.disabled():
             print(f"{number}/{len(cuts)} {cut}: {owner}", flush=True)
     with capsys.disabled():
-        print(tally)
-    assert tally.stayed
+        seconds = time.monotonic() - began_s
+        print(
+            f"{owners.total()} power cuts in {seconds:.0f} s: {owners['b']} guests moved,"
+            f" {owners['a']} stayed; none lost, none doubled"
+        )
+    assert owners["a"]
