@@ -97,6 +97,7 @@ def _settings(root: Path) -> None:
         "etc/exports": "/var/lib/libvirt/images  *(rw,async,no_root_squash)\n",
         # Emulated, and perhaps on a busy machine: nothing here is late.
         "etc/systemd/system.conf.d/lab.conf": "[Manager]\nDefaultTimeoutStartSec=30min\n",
+        "etc/systemd/system/xen.service.d/lab.conf": "[Service]\nTimeoutSec=30min\n",
     }
     for path, text in texts.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
