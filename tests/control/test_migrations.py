@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 import xmlrpc.client
 from dataclasses import replace
 
@@ -32,6 +34,19 @@ def test_rows_show_the_latest_snapshot_and_then_the_last() -> None:
     (row,) = table.all()
     assert (row.progress.iteration, succeeded(row)) == (2, True)
     assert table.running() == []
+
+
+def test_nothing_of_a_worker_outlives_its_migration() -> None:
+    table, running = Migrations(), Running(1)
+    table.add(running.row)
+    table.end(Way.OUT, "1")
+    worker = weakref.ref(running)
+    del running
+    gc.collect()
+    assert worker() is None
+    found = table.find("1")
+    assert found is not None
+    assert (found.progress.name, found.abort("operator")) == ("web1", False)
 
 
 def test_ways_are_kept_apart() -> None:

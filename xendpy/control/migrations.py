@@ -46,6 +46,15 @@ class Migration:
     def progress(self) -> MigrationProgress:
         return self.last or self.look()
 
+    def end(self) -> None:
+        """Keep the last snapshot, and nothing of the worker.
+
+        What `look` and `abort` hold leads to its channel and session, and their buffers of 24 MiB.
+        """
+        last = self.last = self.progress
+        self.look = lambda: last
+        self.abort = lambda by: False
+
     def as_struct(self) -> dict[str, Any]:
         """Return what crosses XML-RPC; sizes are decimal strings where they may be large."""
         progress = self.progress
@@ -101,7 +110,7 @@ class Migrations:
         migration = self._running.pop((way, migration_id), None)
         if migration is None:
             return
-        migration.last = migration.look()
+        migration.end()
         self._ended.append(migration)
         for listener in self._listeners:
             listener(migration)
