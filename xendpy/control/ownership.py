@@ -74,10 +74,9 @@ class Ownership:
             self._give_back(entry)
             log.warning("migration %s: %s goes on here: %s", entry.id[:8], entry.name, reason)
             return True
-        if entry.step is Step.MOVED:
-            self._remove(entry)
-        # "received" to one of these: the target could not write down that it has heard.
-        if entry.step in (Step.MOVED, Step.KEPT) and state != "received":
+        if entry.step is Step.MOVED or (entry.step is Step.KEPT and state != "received"):
+            if entry.step is Step.MOVED:
+                self._remove(entry)
             self._journal.advance(entry.id, Direction.OUT, Step.CLOSED)
             return True
         return False
