@@ -169,21 +169,19 @@ def _told(source: Host) -> str:
 
 
 def _kill_restore(session: Session) -> None:
-    source, target = where(session)
-    before = count(source, GUEST)
-    source.ask("rm -f /root/migrate.log")
-    _migrate_beside(source, target)
-    _kill(target, "restore")
-    matching(r"^Error: .*", _told(source), "what xm migrate says")
-    check(_settled(session, before) is source, "the guest has moved")
+    _killed(session, where(session)[1], "restore")
 
 
 def _kill_save(session: Session) -> None:
+    _killed(session, where(session)[0], "(save|migrate)")
+
+
+def _killed(session: Session, host: Host, verb: str) -> None:
     source, target = where(session)
     before = count(source, GUEST)
     source.ask("rm -f /root/migrate.log")
     _migrate_beside(source, target)
-    _kill(source, "(save|migrate)")
+    _kill(host, verb)
     matching(r"^Error: .*", _told(source), "what xm migrate says")
     check(_settled(session, before) is source, "the guest has moved")
 

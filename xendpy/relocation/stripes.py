@@ -129,14 +129,14 @@ class Stripes:
             self._first.send(views)
             return
         parts = self._dealt([memoryview(view) for view in views if len(view)])
-        self._move(parts, lambda channel, part: channel.send(part))
+        self._move(parts, Channel.send)
 
     def recv_into(self, views: Sequence[memoryview]) -> None:
         """Fill `views` in order; errors as `Channel.recv_into`."""
         if not self._lanes:
             self._first.recv_into(views)
             return
-        self._move(self._dealt(views), lambda channel, part: channel.recv_into(part))
+        self._move(self._dealt(views), Channel.recv_into)
 
     def recv_exactly(self, count: int) -> bytes:
         """Return the next `count` bytes; errors as `recv_into`."""
