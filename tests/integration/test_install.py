@@ -35,6 +35,7 @@ KEPT = {"etc/xen/xend-config.sxp"}
 # host whose init is not systemd. $1: the DESTDIR, $2: the configuration.
 SERVICE_SESSION = """
 set -eu
+PATH=/usr/sbin:/usr/bin:/sbin:/bin  # somebody's own xm, in a place before these, is not meant
 mount -t overlay overlay -o "lowerdir=$1/usr:/usr" /usr
 mount -t overlay overlay -o "lowerdir=$1/etc:/etc" /etc
 mount --bind "$2" /etc/xen/xend-config.sxp
@@ -53,8 +54,8 @@ test "$first" != "$second"
 service xend reload
 service xend try-restart
 service xend status
-xm list | head -1
-cat "/proc/$(cat /run/xend.pid)/comm"
+xm list > /run/listed
+cat /run/listed "/proc/$(cat /run/xend.pid)/comm"
 service xend stop
 test ! -e /var/lock/xend
 service xend status && exit 92 || test $? = 3
