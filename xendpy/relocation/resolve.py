@@ -7,7 +7,8 @@ STEP is what the source's journal says: `released` (the guest is the target's if
 `kept` (the source keeps its guest) or `moved` (the source's copy is gone). STATE is what the
 target then stands by: `running` (it owns the guest), `not-received` (it has none and, by a
 tombstone, never will), `unknown` (it never heard of that migration, which settles nothing), or
-`received` where it could not act yet. The target never needs to reach the source.
+`received` where it could not act yet. A target whose disk does not take down what it heard answers
+`(err ...)` instead, and is asked again. The target never needs to reach the source.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def answer_source(
 
     Raises:
         HandshakeError: the request lacks a field.
+        JournalError: what was heard cannot be written down: no answer may settle anything.
     """
     fields = dict(_FIELD.findall(text))
     if not re.fullmatch(r"[0-9a-f]{32}", fields.get("id", "")) or fields.get("step") not in STEPS:
@@ -95,9 +97,8 @@ def answer_source(
     if entry is not None:
         try:
             state = _act(entry, Step(fields["step"]), journal, hypervisor, abort)
-        except JournalError as error:  # the source must ask again
-            log.warning("migration %s: %s", fields["id"], error)
-            state = "received"
+        except JournalError:  # refused, so that the source asks again
+            raise
         except MigrationError:  # the connection's own worker was quicker: say what it came to
             entry = journal.get(fields["id"], Direction.IN)
             state = "received" if entry is None else _state(entry)

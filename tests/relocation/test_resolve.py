@@ -1,0 +1,120 @@
+"""What a target answers a source that redials, and what it does when it cannot write it down."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from xendpy.errors import JournalError
+from xendpy.hypervisor.durable import Durable
+from xendpy.hypervisor.store import StoreHypervisor
+from xendpy.migration.handover import Direction, Entry, Journal, Step, new_id
+from xendpy.paths import Paths
+from xendpy.relocation.resolve import answer_source, field, request
+
+UUID = "5f1d9a52-6d0c-4c4e-9a52-00000000be9c"
+HOST_ID = "6f3e2a1c-94d1-0c5b-2d57-3b1f0a6c9e10"
+
+
+class Disk(Durable):
+    full = False
+
+    def create(self, path: Path) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().create(path)
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+def journal(tmp_path: Path, disk: Disk) -> Journal:
+    return Journal(tmp_path / "migrations", disk, time.time)
+
+
+@pytest.fixture
+def hypervisor(tmp_path: Path) -> Iterator[StoreHypervisor]:
+    store = StoreHypervisor(Paths(tmp_path / "root"))
+    yield store
+    store.close()
+
+
+def arrived(journal: Journal, *steps: Step) -> Entry:
+    found = journal.begin(
+        Entry(
+            id=new_id(), direction=Direction.IN, step=Step.INCOMING, name="web1", uuid=UUID,
+            peer="et-virt07", peer_host_id=HOST_ID,
+        )
+    )  # fmt: skip
+    for step in steps:
+        found = journal.advance(found.id, Direction.IN, step)
+    return found
+
+
+def ask(journal: Journal, hypervisor: StoreHypervisor, entry: Entry, said: Step) -> str:
+    source = Entry(
+        id=entry.id, direction=Direction.OUT, step=said, name="web1", uuid=UUID, peer="et-virt08"
+    )
+    line = request(source, HOST_ID).decode()
+    reply = answer_source(
+        line, journal=journal, hypervisor=hypervisor, own_host_id=HOST_ID, abort=str
+    )
+    return field(reply, "state")
+
+
+RUNNING = (Step.RECEIVED, Step.OWNED, Step.RUNNING)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said", "state"),
+    [
+        (RUNNING, Step.RELEASED, "running"),
+        (RUNNING, Step.MOVED, "running"),
+        ((*RUNNING, Step.CLOSED), Step.MOVED, "running"),
+        ((Step.NOT_RECEIVED,), Step.RELEASED, "not-received"),
+        ((Step.NOT_RECEIVED,), Step.KEPT, "not-received"),
+        ((Step.NOT_RECEIVED, Step.CLOSED), Step.KEPT, "not-received"),
+        ((), Step.KEPT, "not-received"),
+    ],
+)
+def test_what_a_target_stands_by(
+    journal: Journal,
+    hypervisor: StoreHypervisor,
+    steps: tuple[Step, ...],
+    said: Step,
+    state: str,
+) -> None:
+    entry = arrived(journal, *steps)
+    assert ask(journal, hypervisor, entry, said) == state
+    assert (journal.open_entries() == []) is (said is not Step.RELEASED)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [(RUNNING, Step.MOVED), ((Step.NOT_RECEIVED,), Step.KEPT), ((), Step.KEPT)],
+)
+def test_a_full_disk_answers_nothing_and_is_asked_again(
+    journal: Journal,
+    hypervisor: StoreHypervisor,
+    disk: Disk,
+    steps: tuple[Step, ...],
+    said: Step,
+) -> None:
+    entry = arrived(journal, *steps)
+    disk.full = True
+    with pytest.raises(JournalError, match="no space left on device"):
+        ask(journal, hypervisor, entry, said)
+    assert [left.id for left in journal.open_entries()] == [entry.id]
+    disk.full = False
+    assert ask(journal, hypervisor, entry, said) == (
+        "running" if steps == RUNNING else "not-received"
+    )
+    assert journal.open_entries() == []
