@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from xendpy.config import PeerRow, XendConfig, load, options, parse
+from xendpy.config import PeerRow, XendConfig, options
+from xendpy.config_file import load, parse
 from xendpy.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent

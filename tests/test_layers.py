@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "paths"},
     {"sxp"},
-    {"config", "guest"},
+    {"config", "config_values", "config_file", "guest"},
     {"stream"},
     {"hypervisor"},
     {"migration"},

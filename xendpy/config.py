@@ -1,4 +1,4 @@
-"""xend-config.sxp: every option of Xen 4.4 and our own, one row each, and how the file is read.
+"""xend-config.sxp: every option of Xen 4.4 and our own, one row each.
 
 Source: XendOptions.py and the shipped xend-config.sxp, Xen 3.0.2 - 4.4. The file is a sequence of
 `(option value)` forms; the first one of a name wins, what is unknown is passed over. xendpy's own
@@ -11,150 +11,29 @@ its line.
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from xendpy import sxp
-from xendpy.errors import ConfigError, SxpError
+from xendpy.config_values import (
+    parse_bool,
+    parse_choice,
+    parse_count,
+    parse_depth,
+    parse_directories,
+    parse_endpoint,
+    parse_patterns,
+    parse_port,
+    parse_positive,
+    parse_seconds,
+    parse_str,
+    parse_value,
+)
 
-_TRUE = frozenset(("yes", "y", "1", "on", "true", "t"))
-_FALSE = frozenset(("no", "n", "0", "off", "false", "f"))
 PEER_OPTION = "xendpy-peer"
 RELEASES = ("3.0", "3.1", "3.2", "3.4", "4.0", "4.1", "4.2+")
-
-
-def parse_bool(value: sxp.SxpValue) -> bool:
-    """Return a boolean in any of xend's spellings."""
-    word = value.lower() if isinstance(value, str) else ""
-    if word in _TRUE:
-        return True
-    if word in _FALSE:
-        return False
-    raise ValueError(f"expected bool: {_said(value)}")
-
-
-def parse_int(value: sxp.SxpValue) -> int:
-    """Return a decimal number."""
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value):
-        return int(value)
-    raise ValueError(f"expected int: {_said(value)}")
-
-
-def parse_count(value: sxp.SxpValue) -> int:
-    """Return a number that is not negative."""
-    number = parse_int(value)
-    if number < 0:
-        raise ValueError(f"expected a number from 0 up: {number}")
-    return number
-
-
-def parse_positive(value: sxp.SxpValue) -> int:
-    """Return a number above 0."""
-    number = parse_int(value)
-    if number < 1:
-        raise ValueError(f"expected a number from 1 up: {number}")
-    return number
-
-
-def parse_depth(value: sxp.SxpValue) -> int:
-    """Return how deep lists may be nested, which the parser bounds as well."""
-    depth = parse_positive(value)
-    if depth > sxp.DEEPEST:
-        raise ValueError(f"expected a number up to {sxp.DEEPEST}: {depth}")
-    return depth
-
-
-def parse_seconds(value: sxp.SxpValue) -> float:
-    """Return a time in seconds, not negative."""
-    if isinstance(value, str) and re.fullmatch(r"\d{1,9}(\.\d{1,6})?", value):
-        return float(value)
-    raise ValueError(f"expected seconds: {_said(value)}")
-
-
-def parse_port(value: sxp.SxpValue) -> int:
-    """Return a TCP port; 0 lets the system choose one."""
-    port = parse_int(value)
-    if not 0 <= port <= 65535:
-        raise ValueError(f"expected a port from 0 to 65535: {port}")
-    return port
-
-
-def parse_str(value: sxp.SxpValue) -> str:
-    """Return a string."""
-    if isinstance(value, str):
-        return value
-    raise ValueError(f"expected a string: {_said(value)}")
-
-
-def parse_value(value: sxp.SxpValue) -> sxp.SxpValue:
-    """Return any s-expression as it is."""
-    return value
-
-
-def parse_patterns(value: sxp.SxpValue) -> str:
-    """Return a hosts-allow value all of whose patterns compile and none of which is empty."""
-    text = parse_str(value)
-    split_patterns(text)
-    return text
-
-
-def parse_directories(value: sxp.SxpValue) -> str:
-    """Return absolute directories, separated by spaces, as they are."""
-    text = parse_str(value)
-    for path in text.split():
-        if not path.startswith("/") or path == "/":
-            raise ValueError(f"expected directories other than /: {_said(path)}")
-    return text
-
-
-def parse_endpoint(value: sxp.SxpValue) -> str:
-    """Return `ADDRESS:PORT` as it is; empty = none."""
-    text = parse_str(value)
-    address, colon, port = text.rpartition(":")
-    if text and not (address and colon and re.fullmatch(r"\d{1,5}", port) and int(port) < 65536):
-        raise ValueError(f"expected ADDRESS:PORT: {_said(value)}")
-    return text
-
-
-def parse_choice(*choices: str) -> Callable[[sxp.SxpValue], str]:
-    """Return a parser that takes one of `choices`."""
-
-    def parse(value: sxp.SxpValue) -> str:
-        if value in choices:
-            return str(value)
-        raise ValueError(f"expected one of {', '.join(choices)}: {_said(value)}")
-
-    return parse
-
-
-def _said(value: sxp.SxpValue) -> str:
-    return value if isinstance(value, str) and value else sxp.show(value)
-
-
-def split_patterns(text: str) -> tuple[str, ...]:
-    """Return the patterns of a hosts-allow value, which xend splits at single spaces.
-
-    Raises:
-        ValueError: one is empty, which would let every host in, or is no regular expression.
-    """
-    if not text:
-        return ()
-    patterns = tuple(text.split(" "))
-    if "" in patterns:
-        raise ValueError(
-            "an empty pattern, which would let every host in: "
-            "remove the double, leading or trailing space"
-        )
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-    return patterns
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,178 +216,3 @@ def options() -> Iterator[tuple[str, Option, Any]]:
         row = item.metadata.get("option")
         if row is not None:
             yield item.name, row, row.default
-
-
-@dataclass(frozen=True, slots=True)
-class Warning:
-    """Something in the file that an operator should look at; line 0 = the file as a whole."""
-
-    line: int
-    text: str
-
-    def told(self, path: Path) -> str:
-        """Return the warning as one line, with the place in the file `path`."""
-        return f"{path}:{self.line}: {self.text}" if self.line else f"{path}: {self.text}"
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedConfig:
-    """A configuration, the line each option came from (None = its default), and the warnings."""
-
-    config: XendConfig
-    path: Path
-    origins: dict[str, int | None]
-    warnings: tuple[Warning, ...]
-
-
-def load(path: Path) -> LoadedConfig:
-    """Read a configuration file; one that does not exist means all defaults, and a warning.
-
-    Raises:
-        ConfigError: the file cannot be read or parsed, or a value is impossible; with its line.
-    """
-    try:
-        text = path.read_bytes().decode("latin-1")
-    except FileNotFoundError:
-        missing = Warning(0, "the file does not exist: all options have defaults")
-        origins: dict[str, int | None] = {row.name: None for _, row, _ in options()}
-        return LoadedConfig(XendConfig(), path, origins, (missing,))
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", path=str(path)) from error
-    return parse(text, path)
-
-
-def parse(text: str, path: Path) -> LoadedConfig:
-    """Return the configuration that `text`, the contents of `path`, holds; errors as `load`."""
-    try:
-        forms, oddities = sxp.parse_forms(text)
-    except SxpError as error:
-        reason = f"{error.reason} (column {error.column})"
-        raise ConfigError(reason, path=str(path), line=error.line) from error
-    warnings = [Warning(oddity.line, oddity.text) for oddity in oddities]
-    reader = _Reader(path, warnings)
-    for form in forms:
-        reader.take(form)
-    config = XendConfig(
-        **reader.values, peers=tuple(reader.peers.values()), maps=tuple(reader.maps.values())
-    )
-    warnings += [*_advice(config, reader.origins), *_without_effect(config, reader.origins)]
-    return LoadedConfig(
-        config, path, reader.origins, tuple(sorted(warnings, key=lambda item: item.line))
-    )
-
-
-class _Reader:
-    # Collects the forms of one file into values, origins and warnings.
-
-    def __init__(self, path: Path, warnings: list[Warning]) -> None:
-        self._path = path
-        self._warnings = warnings
-        self._rows = {row.name: (attribute, row) for attribute, row, _ in options()}
-        self.values: dict[str, Any] = {}
-        self.peers: dict[str, PeerRow] = {}
-        self.maps: dict[tuple[str, str], MapRow] = {}
-        self.origins: dict[str, int | None] = dict.fromkeys(self._rows)
-        self._first: dict[str, int] = {}
-
-    def take(self, form: sxp.Form) -> None:
-        value = form.value
-        if not isinstance(value, list) or not value or not isinstance(value[0], str):
-            self._warn(form, f"{sxp.show(value)} is no (option value): ignored")
-            return
-        name = value[0]
-        if name == PEER_OPTION:
-            self._peer(form, value)
-        elif name in MapKind.__members__.values():
-            self._map(form, MapKind(name), value)
-        elif name not in self._rows:
-            self._warn(form, f"unknown option {name}: ignored")
-        elif name in self._first:
-            first = self._first[name]
-            self._warn(form, f"{name} is given again: the first one, line {first}, counts")
-        else:
-            self._first[name] = form.line
-            self._set(form, name, value)
-
-    def _set(self, form: sxp.Form, name: str, value: sxp.SxpList) -> None:
-        attribute, row = self._rows[name]
-        if len(value) == 1:
-            self._warn(form, f"{name} has no value: its default counts")
-            return
-        if len(value) > 2:
-            rest = " ".join(sxp.show(item) for item in value[2:])
-            self._warn(form, f"{name} takes one value; ignored: {rest}")
-        try:
-            self.values[attribute] = row.parse(value[1])
-        except ValueError as error:
-            raise self._error(form, name, str(error)) from error
-        self.origins[name] = form.line
-
-    def _peer(self, form: sxp.Form, value: sxp.SxpList) -> None:
-        name = value[1] if len(value) > 1 else None
-        address = sxp.child_value(value, "address", name)
-        release = sxp.child_value(value, "release", RELEASES[-1])
-        if not isinstance(name, str) or not name or not isinstance(address, str):
-            raise self._error(
-                form, PEER_OPTION, "expected NAME (address A) (port P) (release R)"
-            )
-        if release not in RELEASES:
-            raise self._error(
-                form, PEER_OPTION, f"release must be one of {', '.join(RELEASES)}"
-            )
-        try:
-            port = parse_port(sxp.child_value(value, "port", "0"))
-        except ValueError as error:
-            raise self._error(form, PEER_OPTION, str(error)) from error
-        if name in self.peers:
-            self._warn(form, f"{PEER_OPTION} {name} is given again: the first one counts")
-        else:
-            self.peers[name] = PeerRow(name, address, port, str(release))
-
-    def _map(self, form: sxp.Form, kind: MapKind, value: sxp.SxpList) -> None:
-        match value:
-            case [_, str(old), str(new)] if old and new:
-                if (kind, old) in self.maps:
-                    self._warn(form, f"{kind} {old} is given again: the first one counts")
-                self.maps.setdefault((kind, old), MapRow(kind, old, new))
-            case _:
-                raise self._error(form, kind, "expected OLD NEW")
-
-    def _warn(self, form: sxp.Form, text: str) -> None:
-        self._warnings.append(Warning(form.line, text))
-
-    def _error(self, form: sxp.Form, name: str, reason: str) -> ConfigError:
-        return ConfigError(reason, path=str(self._path), line=form.line, option=name)
-
-
-def _advice(config: XendConfig, origins: Mapping[str, int | None]) -> Iterator[Warning]:
-    """Yield what is allowed and still unwise."""
-    line = origins["xend-relocation-hosts-allow"] or 0
-    if (config.relocation_server or config.relocation_ssl_server) and not (
-        config.relocation_hosts_allow
-    ):
-        yield Warning(
-            line,
-            "the relocation server is on and xend-relocation-hosts-allow is empty: "
-            "every host that reaches the port may send guests",
-        )
-    for pattern in split_patterns(config.relocation_hosts_allow):
-        if not re.search(r"(?<!\\)(\\\\)*\$$", pattern):
-            yield Warning(
-                line, f"pattern {pattern} does not end in $: it matches longer names as well"
-            )
-        if not pattern.isprintable():
-            yield Warning(
-                line,
-                f"pattern {sxp.show(pattern)} holds a control character and matches no host: "
-                "write each backslash twice",
-            )
-
-
-def _without_effect(config: XendConfig, origins: Mapping[str, int | None]) -> Iterator[Warning]:
-    """Yield the options of xend that were changed and do nothing here; their rows say so."""
-    for attribute, row, default in options():
-        line = origins[row.name]
-        effect = re.search(r"Accepted, (n\w+ \w+)", row.doc)
-        if line and effect and getattr(config, attribute) != default:
-            yield Warning(line, f"{row.name} has no effect: it is accepted, {effect[1]}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from xendpy.cli.check_config import check_environment, run
-from xendpy.config import load
+from xendpy.config_file import load
 from xendpy.paths import Paths
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from xendpy.cli.check_config import check_tls
-from xendpy.config import parse
+from xendpy.config_file import parse
 from xendpy.paths import Paths
 from xendpy.relocation.pki import Pki
 

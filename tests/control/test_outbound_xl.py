@@ -212,7 +212,7 @@ async def test_a_cancelled_guest_goes_on(tmp_path):
             (outgoing.watch.sent),
         )
         with pytest.raises(MigrationAborted, match="me"):
-            await asyncio.to_thread(here.dialler.run, outgoing)
+            await asyncio.to_thread(here.sender.run, outgoing)
         assert here.guests == {"web01": RUNS}
         assert here.entry(outgoing).step is Step.KEPT  # the peer is still to be told
 

@@ -7,7 +7,8 @@ import pytest
 
 from tests.guests import guest
 from xendpy import sxp
-from xendpy.config import MapKind, MapRow, parse
+from xendpy.config import MapKind, MapRow
+from xendpy.config_file import parse
 from xendpy.errors import ConfigError, DomainError, StreamError
 from xendpy.guest.domain import DomainConfig, GuestType
 from xendpy.hypervisor.xlconfig import to_cfg, to_json

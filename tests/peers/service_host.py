@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from xendpy.config import load
+from xendpy.config_file import load
 from xendpy.control.notify import Notifier
 from xendpy.control.service import Service
 from xendpy.paths import Paths

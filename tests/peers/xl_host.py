@@ -14,7 +14,8 @@ from tests.guests import guest, send_guest, span
 from tests.peers.fake_xl import FakeGuest, FakeXl
 from tests.peers.relocation_host import Recorded
 from xendpy.config import XendConfig
-from xendpy.control.outbound import Dialler, Order, Outgoing, choose_peer
+from xendpy.control.dialling import Dialler, Order, choose_peer
+from xendpy.control.outbound import Outgoing, Sender
 from xendpy.control.ownership import Ownership
 from xendpy.control.wiring import operations
 from xendpy.control.workers import Workers
@@ -58,9 +59,8 @@ class XlHost:
         self.hypervisor = XlHypervisor(paths, tool=self.tool, rules=self.rules)
         self.journal = Journal(paths.state_dir / "migrations", Durable(), time.time)
         self.ownership = Ownership(self.hypervisor, self.journal, self.workers)
-        self.dialler = Dialler(
-            self.hypervisor, self.journal, self.hypervisor.host_id, lambda: self.config, paths
-        )
+        self.dialler = Dialler(self.hypervisor.host_id, lambda: self.config, paths)
+        self.sender = Sender(self.hypervisor, self.journal, self.dialler)
 
     def start(self, config: DomainConfig | None = None, frames: Any = None) -> Domain:
         """Have a running guest."""
@@ -84,12 +84,12 @@ class XlHost:
         peer = choose_peer(self.config, "127.0.0.1", port=port, release=release)
         plan = MigrationPlan(live=live, verdict_timeout_s=20.0)
         order = Order(domain, config or summary.config, peer, plan)
-        return self.dialler.begin(new_id(), order)
+        return self.sender.begin(new_id(), order)
 
     async def send(self, port: int, **more: Any) -> tuple[Outcome, Entry]:
-        """Send the one guest; raises as `Dialler.run`."""
+        """Send the one guest; raises as `Sender.run`."""
         outgoing = self.order(port, **more)
-        outcome = await asyncio.to_thread(self.dialler.run, outgoing)
+        outcome = await asyncio.to_thread(self.sender.run, outgoing)
         return outcome, self.entry(outgoing)
 
     def entry(self, outgoing: Outgoing) -> Entry:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.peers.relocation_host import read_all, receiving
 from tests.streams import UUID, config, envelope, pv_image
-from xendpy.config import split_patterns
+from xendpy.config_values import split_patterns
 from xendpy.errors import DomainError
 from xendpy.guest.domain import DomainConfig
 from xendpy.migration.guests_allow import GuestsAllow

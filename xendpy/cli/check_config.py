@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from xendpy import sxp
-from xendpy.config import LoadedConfig, Warning, load, options
+from xendpy.config import options
+from xendpy.config_file import LoadedConfig, Warning, load
 from xendpy.errors import ConfigError
 from xendpy.paths import Paths
 from xendpy.relocation.pki import RENEW_BEFORE, PkiError, read

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Convert the file; 1 if it cannot be."""
     from dataclasses import replace
 
-    from xendpy.config import load
+    from xendpy.config_file import load
     from xendpy.errors import XendError
     from xendpy.hypervisor.xlrules import GuestRules
     from xendpy.migration.convert_file import Format, convert_file

@@ -188,7 +188,8 @@ def stop(paths: Paths, *, force: bool) -> int:
 
 def _config(paths: Paths) -> XendConfig:
     """Return what the file says; a file that cannot be read keeps no daemon from stopping."""
-    from xendpy.config import XendConfig, load
+    from xendpy.config import XendConfig
+    from xendpy.config_file import load
 
     try:
         return load(paths.config_file).config
@@ -198,7 +199,7 @@ def _config(paths: Paths) -> XendConfig:
 
 def reload(paths: Paths) -> int:
     """Make the daemon read its file again; a file it could not use is reported instead."""
-    from xendpy.config import load
+    from xendpy.config_file import load
 
     try:
         load(paths.config_file)

@@ -19,8 +19,10 @@ from contextlib import contextmanager
 import uvloop
 
 from xendpy import __version__
-from xendpy.config import LoadedConfig, XendConfig, load
+from xendpy.config import XendConfig
+from xendpy.config_file import LoadedConfig, load
 from xendpy.control import autostart, logs, wiring
+from xendpy.control.dialling import Dialler
 from xendpy.control.domain_methods import DomainMethods
 from xendpy.control.events import Event, EventKind
 from xendpy.control.guests import Guests
@@ -33,7 +35,6 @@ from xendpy.control.migrations import Migration, Migrations, Way, audit_migratio
 from xendpy.control.node import Host
 from xendpy.control.node_methods import NodeMethods
 from xendpy.control.notify import Notifier, forget
-from xendpy.control.outbound import Dialler
 from xendpy.control.rpc_server import RpcServer
 from xendpy.control.transfer_methods import TransferMethods
 from xendpy.control.transfers import Transfers
@@ -131,13 +132,8 @@ class Service:
         self._journal = Journal(paths.state_dir / "migrations", Durable(), time.time)
         self._landings = Landings()
         host_id = hypervisor.host_id
-        self.transfers = Transfers(
-            self.guests,
-            self._journal,
-            self.migrations,
-            Dialler(hypervisor, self._journal, host_id, lambda: self._config, self._paths),
-            lambda: self._config,
-        )
+        dialler = Dialler(host_id, lambda: self._config, paths)
+        self.transfers = Transfers(self.guests, self._journal, self.migrations, dialler)
         self.guests.migrator = self.transfers
         self.guests.owner = self.transfers.ownership
         node = NodeMethods(self.guests, self.migrations, self._log_file)
@@ -189,7 +185,7 @@ class Service:
                 background = [
                     self._begin(lambda: autostart.start_all(self.guests, self._paths)),
                     self._begin(self._keep_alive),
-                    self._begin(self.transfers.resolve_for_ever),
+                    self._begin(self.transfers.resolver.run),
                     self._begin(Lifecycle(self.guests).run_for_ever),
                 ]
                 await self._stopping.wait()

@@ -1,28 +1,26 @@
 """The migrations of this host that go out: started, cancelled, resolved, settled.
 
 Used in the event loop's thread; the work is done by threads. A migration goes on when whoever
-asked for it goes away. What a broken connection or a crash left open is brought to its end by a
-task that redials, as long as it takes.
+asked for it goes away.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from xendpy.config import XendConfig
+from xendpy.control.dialling import Dialler, Order, choose_peer
 from xendpy.control.guests import Guests
 from xendpy.control.migrations import Migration, Migrations, Way
 from xendpy.control.migrator import MigrateRequest
-from xendpy.control.outbound import Dialler, Order, Outgoing, choose_peer
+from xendpy.control.outbound import Outgoing, Sender
 from xendpy.control.ownership import Ownership
-from xendpy.errors import DomainError, JournalError, MigrationError, XendError
+from xendpy.control.resolver import Resolver
+from xendpy.errors import DomainError, MigrationError, XendError
 from xendpy.guest.domain import Domain, DomainSummary
-from xendpy.migration.handover import Direction, Entry, Journal, Step, new_id
+from xendpy.migration.handover import Direction, Entry, Journal, new_id
 from xendpy.migration.precopy import OnNoConvergence, PrecopyLimits
 from xendpy.migration.preflight import Check
 from xendpy.migration.send import CancelToken, MigrationPlan
@@ -30,8 +28,6 @@ from xendpy.relocation.outgoing import Outcome
 from xendpy.relocation.stripes import MAX_STREAMS
 
 log = logging.getLogger(__name__)
-
-RETRY_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)  # between redials; the last one from then on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +87,15 @@ class Transfers:
         journal: Journal,
         migrations: Migrations,
         dialler: Dialler,
-        config: Callable[[], XendConfig],
     ) -> None:
         self._guests = guests
         self._journal = journal
         self._migrations = migrations
         self._dialler = dialler
-        self._config = config
+        self._sender = Sender(guests.hypervisor, journal, dialler)
         self._ownership = Ownership(guests.hypervisor, journal, guests.workers)
         self._running: dict[str, tuple[Outgoing, asyncio.Task[Outcome]]] = {}
-        self._wanted = asyncio.Event()
+        self.resolver = Resolver(self.open_entries, self._ownership, dialler, guests.workers)
         self._held: set[str] = set()
         self._draining = False
 
@@ -173,7 +168,7 @@ class Transfers:
         if self._draining:
             raise MigrationError("the daemon is stopping")
         order = self._order(guest, request, options)
-        outgoing = await self._guests.workers.quick(self._dialler.begin, new_id(), order)
+        outgoing = await self._guests.workers.quick(self._sender.begin, new_id(), order)
         self._migrations.add(
             Migration(
                 id=outgoing.entry.id,
@@ -190,7 +185,7 @@ class Transfers:
         self, guest: DomainSummary, request: MigrateRequest, options: MigrateOptions
     ) -> Order:
         assert guest.domid is not None
-        config = self._config()
+        config = self._dialler.config
         plan = MigrationPlan(
             live=request.live,
             limits=options.limits,
@@ -218,11 +213,11 @@ class Transfers:
             outgoing.cancel.cancel("shutdown")
 
         try:
-            return await self._guests.workers.long(lambda: self._dialler.run(outgoing), shut_down)
+            return await self._guests.workers.long(lambda: self._sender.run(outgoing), shut_down)
         finally:
             del self._running[outgoing.entry.id]
             self._migrations.end(Way.OUT, outgoing.entry.id)
-            self._wanted.set()
+            self.resolver.wake()
 
     async def outcome(self, migration_id: str) -> Outcome:
         """Wait for a migration under way; who stops waiting does not stop it.
@@ -307,7 +302,7 @@ class Transfers:
         if entry.id in self._running:
             raise MigrationError(f"migration {entry.id} is still under way")
         settled = await self._ownership.settle(entry, choice)
-        self._wanted.set()
+        self.resolver.wake()
         return settled
 
     def open_entries(self) -> list[Entry]:
@@ -317,58 +312,6 @@ class Transfers:
     def closed_entries(self) -> list[Entry]:
         """Return the hand-overs that came to their end; oldest first."""
         return [entry for entry in self._journal.entries() if entry.closed]
-
-    async def resolve_for_ever(self) -> None:
-        """Redial the targets of what is open, until nothing is; for ever."""
-        attempts: dict[str, int] = {}
-        while True:
-            self._wanted.clear()
-            pending = [entry for entry in self.open_entries() if entry.direction is Direction.OUT]
-            for entry in pending:
-                settled = await self._resolve(entry)
-                attempts[entry.id] = 0 if settled else attempts.get(entry.id, 0) + 1
-            attempts = {entry.id: attempts[entry.id] for entry in pending}
-            await self._pause(attempts)
-
-    async def _pause(self, attempts: dict[str, int]) -> None:
-        """Wait for the next redial that is due, or for news."""
-        waits = [RETRY_S[min(tries, len(RETRY_S) - 1)] for tries in attempts.values()]
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wanted.wait(), min(waits) if waits else None)
-
-    async def _resolve(self, entry: Entry) -> bool:
-        """Bring one open migration a step on; False if the peer cannot say yet."""
-        try:
-            if entry.step is Step.SENDING:
-                entry = await self._ownership.keep(entry)
-            return await self._redial(entry)
-        except JournalError as error:
-            log.warning("migration %s: %s", entry.id[:8], error)
-            return False
-
-    async def _redial(self, entry: Entry) -> bool:
-        if entry.step is Step.SENT or not entry.peer_host_id:
-            if entry.step in (Step.KEPT, Step.MOVED):  # a xend is told nothing
-                await self._ownership.close(entry)
-            return entry.step is not Step.SENT
-        try:
-            answer = await self._guests.workers.long(
-                lambda: self._dialler.ask_peer(entry), lambda: None
-            )
-        except XendError as error:
-            log.info("migration %s: %s cannot say yet: %s", entry.id[:8], entry.peer, error)
-            return False
-        if answer.host_id != entry.peer_host_id:
-            log.warning(
-                "migration %s: %s is another host now (%s): that settles nothing",
-                entry.id[:8], entry.peer, answer.host_id,
-            )  # fmt: skip
-            return False
-        try:
-            return await self._ownership.heard(entry, answer.state)
-        except XendError as error:
-            log.warning("migration %s: %s", entry.id[:8], error)
-            return False
 
 
 def _consume(task: asyncio.Task[None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from xendpy.config import split_patterns
+from xendpy.config_values import split_patterns
 from xendpy.errors import DomainError
 from xendpy.guest.domain import DomainConfig
 from xendpy.migration.preflight import Check, Status

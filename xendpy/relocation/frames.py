@@ -121,8 +121,17 @@ def recv_header(wire: Wire) -> tuple[FrameType, int]:
     Raises:
         HandshakeError: a type that this version does not know, a length over its limit, or it
             was damaged on the way.
+        StreamTruncated: the peer closed the connection.
     """
-    header = wire.recv_exactly(FRAME.size)
+    try:
+        header = wire.recv_exactly(FRAME.size)
+    except StreamTruncated as error:
+        if error.got:
+            raise
+        reason = "the peer closed the connection"
+        raise StreamTruncated(
+            offset=error.offset or 0, wanted=FRAME.size, got=0, reason=reason
+        ) from None
     if wire.sums is not None:
         wire.sums.check_header(header, wire.recv_exactly(SHORT.size))
     kind, length = FRAME.unpack(header)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from xendpy.config import split_patterns
+from xendpy.config_values import split_patterns
 from xendpy.errors import ConfigError
 
 OPTION = "xend-relocation-hosts-allow"

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import re
 import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from queue import SimpleQueue
 from typing import TypeAlias
 
@@ -128,8 +130,7 @@ class Stripes:
         if not self._lanes:
             self._first.send(views)
             return
-        parts = self._dealt([memoryview(view) for view in views if len(view)])
-        self._move(parts, Channel.send)
+        self._move(self._dealt([memoryview(view) for view in views if len(view)]), Channel.send)
 
     def recv_into(self, views: Sequence[memoryview]) -> None:
         """Fill `views` in order; errors as `Channel.recv_into`."""
@@ -147,13 +148,14 @@ class Stripes:
     def _dealt(self, views: Sequence[memoryview]) -> list[list[memoryview]]:
         """Return what of `views` belongs to each connection."""
         parts: list[list[memoryview]] = [[] for _ in range(self.count)]
-        for view in views:
-            while view:
-                stripe, used = divmod(self._position, STRIPE)
-                piece = view[: STRIPE - used]
-                parts[stripe % self.count].append(piece)
-                self._position += len(piece)
-                view = view[len(piece) :]
+        ends = list(accumulate(map(len, views)))
+        begin, total = 0, ends[-1] if ends else 0
+        while begin < total:
+            stripe, used = divmod(self._position, STRIPE)
+            end = min(begin + STRIPE - used, total)
+            parts[stripe % self.count] += _between(views, ends, begin, end)
+            self._position += end - begin
+            begin = end
         return parts
 
     def _move(
@@ -192,6 +194,20 @@ class Stripes:
         failures.append(error)
         for lane in self._lanes:
             lane.channel.abort()
+
+
+def _between(
+    views: Sequence[memoryview], ends: Sequence[int], begin: int, end: int
+) -> list[memoryview]:
+    """Return the bytes from `begin` to `end` of `views`, the i-th of which ends at `ends[i]`."""
+    first, last = bisect_right(ends, begin), bisect_left(ends, end)
+    some = list(views[first : last + 1])
+    beyond, before = ends[last] - end, begin - (ends[first] - len(views[first]))
+    if beyond:
+        some[-1] = some[-1][:-beyond]
+    if before:
+        some[0] = some[0][before:]
+    return some
 
 
 def _lost(failure: BaseException, count: int) -> BaseException:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.control.fakes import FakeHypervisor, guest_config
 from xendpy.config import XendConfig
+from xendpy.control.dialling import Dialler
 from xendpy.control.guests import Guests
 from xendpy.control.libvirt.layouts import KNOWN, LAYOUTS
 from xendpy.control.libvirt.server import MAX_CLIENTS, TABLE, LibvirtServer
@@ -34,7 +35,6 @@ from xendpy.control.libvirt.wire import (
 )
 from xendpy.control.libvirt.xdr import Reader, Writer
 from xendpy.control.migrations import Migrations
-from xendpy.control.outbound import Dialler
 from xendpy.control.transfers import Transfers
 from xendpy.control.wiring import relocation_settings
 from xendpy.hypervisor.durable import Durable
@@ -52,10 +52,10 @@ def host(guests: Guests, tmp_path: Path) -> Host:
     paths = Paths(tmp_path)
     journal = Journal(tmp_path / "migrations", Durable(), time.time)
     migrations = Migrations()
-    dialler = Dialler(guests.hypervisor, journal, "a host", XendConfig, paths)
+    dialler = Dialler("a host", XendConfig, paths)
     return Host(
         guests=guests,
-        transfers=Transfers(guests, journal, migrations, dialler, XendConfig),
+        transfers=Transfers(guests, journal, migrations, dialler),
         migrations=migrations,
         relocation=lambda: relocation_settings(XendConfig(), paths),
         host_name=lambda: "et-virt07",

@@ -6,7 +6,7 @@ import pytest
 
 from xendpy.errors import HandshakeError
 from xendpy.migration.preflight import Check, Status
-from xendpy.relocation.outgoing import parse_checks, resume_seconds
+from xendpy.relocation.to_xendpy import parse_checks, resume_seconds
 
 
 @pytest.mark.parametrize(
