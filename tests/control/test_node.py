@@ -69,6 +69,13 @@ def test_domain_0_is_the_host(host: Host) -> None:
     assert guest.vcpus == os.cpu_count()
 
 
+def test_on_xen_domain_0_has_what_xen_gave_it(host: Host, tmp_path: Path) -> None:
+    given = tmp_path / "sys/devices/system/xen_memory/xen_memory0/info"
+    given.mkdir(parents=True)
+    (given / "current_kb").write_text("1048576\n")
+    assert host.domain_0().memory_mib == 1024
+
+
 def test_real_host_has_memory_and_has_worked() -> None:
     guest = Host().domain_0()
     assert guest.memory_mib > 64

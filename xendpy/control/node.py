@@ -36,7 +36,7 @@ class Host:
 
     def domain_0(self) -> DomainSummary:
         """Return the host as the guest number 0 that xend always showed first."""
-        memory = max(1, self._memory_mib())
+        memory = max(1, self._own_memory_mib())
         cpus = self.nr_cpus()
         return DomainSummary(
             domid=0,
@@ -146,6 +146,11 @@ class Host:
     def _memory_mib(self, key: str = "MemTotal") -> int:
         found = re.search(rf"^{key}:\s+(\d+) kB", self._read(self._proc / "meminfo"), re.M)
         return int(found[1]) // 1024 if found else 0
+
+    def _own_memory_mib(self) -> int:
+        """Return what Xen counts as domain 0's; the kernel itself shows less of it as MemTotal."""
+        current = self._read(self._sys / "devices/system/xen_memory/xen_memory0/info/current_kb")
+        return int(current) // 1024 if current.isdecimal() else self._memory_mib()
 
     def _boot_time_s(self) -> float:
         fields = self._stat_line("btime")
