@@ -134,6 +134,26 @@ def test_vnc_listens_on_this_host_alone():
     assert "0.0.0.0" not in to_cfg(built(PV))
 
 
+@pytest.mark.parametrize(
+    ("was", "value"),
+    [
+        ("serial pty", "serial file:/etc/cron.d/x"),
+        ("usbdevice tablet", "usbdevice host:046d:c016"),
+        ("soundhw es1370", "soundhw 'es1370,id=/x y'"),
+        ("boot cd", "boot 'c,menu=on'"),
+    ],
+)
+def test_what_qemu_would_open_is_refused_unless_the_operator_says_it(was, value):
+    text = HVM.replace("(backend storage-dom)", "(backend 0)")
+    key, _, said = value.partition(" ")
+    bad = text.replace(was, value)
+    with pytest.raises(
+        DomainError, match=re.escape(f"{key} {said.strip(chr(39))} is not allowed")
+    ):
+        built(bad)
+    assert built(bad, replace(RULES, confined=False)).texts[key] == said.strip("'")
+
+
 def test_a_boot_loaders_kernel_is_passed_over():
     text = PV.replace("(bootloader '')", "(bootloader /usr/bin/pygrub)").replace(
         "/var/lib/xen/images/vmlinuz", "/var/run/xend/boot/boot_kernel.x"

@@ -45,7 +45,14 @@ HVM_SWITCHES = (
     "acpi", "apic", "pae", "hpet", "viridian", "vpt_align", "nestedhvm", "hap",
     "xen_platform_pci", "usb", "nographic",
 )  # fmt: skip
-HVM_TEXTS = ("boot", "usbdevice", "soundhw", "serial")
+# HVM texts by xend's key, and what a received one may be: qemu would open any other file, device
+# or connection that it names.
+HVM_TEXTS = {
+    "boot": r"[a-dn]{1,8}",
+    "usbdevice": "tablet|mouse|keyboard",
+    "soundhw": "[a-z0-9,-]{1,64}",
+    "serial": "pty|none|null|vc|stdio",
+}
 TRADITIONAL = "qemu-xen-traditional"
 UPSTREAM = "qemu-xen"
 MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
@@ -227,8 +234,16 @@ class _Reader:
             "timer_mode": TIMER_MODES.get(self.image("timer_mode"), ""),
             "device_model": self.image("device_model_version") or TRADITIONAL,
             "switches": {key: value == "1" for key, value in known.items() if value},
-            "texts": {key: self.image(key) for key in HVM_TEXTS if self.image(key)},
+            "texts": dict(self.texts()),
         }
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        for key, allowed in HVM_TEXTS.items():
+            value = self.image(key)
+            if value and self._rules.confined and not re.fullmatch(allowed, value):
+                raise DomainError(self._config.name, f"{key} {value} is not allowed here")
+            if value:
+                yield key, value
 
     def disks(self) -> Iterator[XlDisk]:
         for kind, device in self._config.devices():
