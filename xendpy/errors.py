@@ -256,7 +256,10 @@ class ToolstackError(HypervisorError):
 
     def __init__(self, argv: Sequence[str], *, status: int | None, stderr: str) -> None:
         last = stderr.strip().splitlines()[-1:] or ["no message"]
-        super().__init__(f"{' '.join(argv)} failed with status {status}: {last[0]}")
+        how = f"failed with status {status}: {last[0]}"
+        if status is not None and status < 0:  # it was given no time to say why
+            how = f"was killed by signal {-status}"
+        super().__init__(f"{' '.join(argv)} {how}")
         self.argv = tuple(argv)
         self.status = status
         self.stderr = stderr

@@ -55,6 +55,17 @@ def test_the_cause_is_told_and_not_how_xl_tidied_up(name, cause):
     assert cause in error.reason
 
 
+def test_how_far_xl_had_come_is_no_cause():
+    said = (
+        "Saving to /dev/fd/7 new xl format (info 0x3/0x0/1171)\n"
+        "xc: info: Saving domain 3, type x86 PV\n"
+        "the file descriptor went away\n"
+        "xc: progress: Frames: 2048/24576 8%\n"
+    )
+    assert failure(["xl"], 1, said).reason.endswith("status 1: the file descriptor went away")
+    assert failure(["xl", "save"], -9, said).reason == "xl save was killed by signal 9"
+
+
 def test_what_takes_too_long_is_ended(tool):
     with pytest.raises(HypervisorError, match=r"took longer than 0\.1 s"):
         tool.run(["exec sleep 60"], timeout_s=0.1)
@@ -92,7 +103,7 @@ def test_another_thread_can_end_a_child(tool):
     child = tool.start(["exec sleep 60"])
     thread = threading.Thread(target=child.kill)
     thread.start()
-    with pytest.raises(ToolstackError, match="status -15"):
+    with pytest.raises(ToolstackError, match="killed by signal 15"):
         child.wait(80)
     thread.join()
 

@@ -23,7 +23,8 @@ ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "
 QUICK_S = 60.0
 STDERR_BYTES = 16 << 10
 GRACE_S = 2.0  # between SIGTERM and SIGKILL
-# What xl says while it tidies up; the cause stands above.
+# What xl says as it goes along, and while it tidies up; the cause stands between.
+CHATTER = (": progress: ", ": info: ", "Saving to ", "Loading new save file ")
 AFTERMATH = ("Non-existant domain", "Unable to destroy guest", "Destruction of domain failed")
 
 
@@ -204,7 +205,11 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 def failure(argv: Sequence[str], status: int, stderr: str) -> ToolstackError:
     """Return the error of a failed xl, its most telling line last."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
+    lines = [
+        line
+        for line in stderr.splitlines()
+        if line.strip() and not any(text in line for text in CHATTER)
+    ]
     errors = [
         line
         for line in lines
