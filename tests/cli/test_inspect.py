@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cli.images import HVM, PV32, PV64, call, description, stream
+from tests.recorded import XL_PV, XL_PVH, xl_save
 from xendpy.cli import extract, inspect
 from xendpy.errors import StreamTruncated
 from xendpy.guest.domain import DomainConfig, GuestType
@@ -70,6 +71,19 @@ def test_real_streams_are_whole(
     assert sum(found["rounds"]) == sum(found["pages_sent"].values())
     assert found["memory"]["present_pages"] == len(described["page_sha256"])
     assert len(found["vcpus"]) == (described["nvcpu"] if described["kind"] == "pv" else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "guest", "odd"),
+    [(XL_PV, "pv", ["p2m page 0x5f88 is not present (48 in all)"]), (XL_PVH, "hvm", [])],
+)
+def test_save_files_of_xl_are_whole(name: str, guest: str, odd: list[str], facts: Any) -> None:
+    found, code = facts(xl_save(name))
+    assert (code, found["whole"]) == (1 if odd else 0, True)
+    assert [anomaly["text"] for anomaly in found["anomalies"]] == odd  # cut out of the recording
+    assert (found["kind"], found["stream"]["format"]) == ("xl save file", "libxc-v3")
+    assert (found["guest"]["type"], found["stream"]["guest_type"]) == (guest, guest)
+    assert found["memory"]["present_pages"] == sum(found["pages_sent"].values()) > 0
 
 
 def test_page_tables_are_counted_by_their_last_type(facts: Any) -> None:

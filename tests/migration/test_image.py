@@ -57,6 +57,16 @@ def test_pages_land_at_their_pfn(fd: int) -> None:
     assert os.fstat(fd).st_size == 16 * PAGE_SIZE
 
 
+def test_it_grows_where_nobody_said_how_large_the_guest_is(fd: int) -> None:
+    image = MemoryImage(fd, 0)
+    put(image, batch((2, PageType.NOTAB)), 0xAA)
+    put(image, batch((0xFEFFF, PageType.NOTAB), (0xFF000, PageType.XALLOC)), 0xBB)
+    put(image, batch((1, PageType.NOTAB)), 0xCC)
+    assert image.present.tolist() == [1, 2, 0xFEFFF, 0xFF000]
+    assert (image.nr_pages, os.fstat(fd).st_size) == (0xFF001, 0xFF001 * PAGE_SIZE)
+    assert page_of(fd, 0xFEFFF) == b"\xbb" * PAGE_SIZE
+
+
 def test_the_last_type_counts(fd: int) -> None:
     image = MemoryImage(fd, 4)
     put(image, batch((1, PageType.L1TAB)), 1)

@@ -46,10 +46,9 @@ def page_types(batch: PageBatch) -> str:
 
 
 def _start(record: r.StreamStart) -> str:
-    return (
-        f"{record.format}: {record.guest_type.name} guest, {record.tool_width * 8}-bit tools, "
-        f"p2m size {record.p2m_size:#x} (highest pfn + 1)"
-    )
+    size = f", p2m size {record.p2m_size:#x} (highest pfn + 1)" if record.p2m_size else ""
+    guest = record.guest_type.name
+    return f"{record.format}: {guest} guest, {record.tool_width * 8}-bit tools{size}"
 
 
 def _pv_info(record: r.PvInfo) -> str:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from xendpy.stream.records import Record
 
 DESCRIPTION = """\
-Show what a file holds that `xm save` wrote, or that went to the relocation port (a capture that
-begins with "receive"), or that libxc wrote without xend's envelope; or a guest's directory in the
-embedded store, a partial one too. Needs no daemon and no Xen.
+Show what a file holds that `xm save` or `xl save` wrote, or that went to the relocation port (a
+capture that begins with "receive"), or that an old libxc wrote without xend's envelope; or a
+guest's directory in the embedded store, a partial one too. Needs no daemon and no Xen.
 
 The sha256 is over every present frame in ascending order, each as its number (64 bits,
 little-endian) and its 4096 bytes as they travelled: two guests have equal memory exactly if the

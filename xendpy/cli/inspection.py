@@ -105,9 +105,8 @@ def tell_lines(facts: Facts) -> Iterator[str]:
     yield _line("File", f"{facts['file']}: {facts['kind']}, {facts['size_bytes']} bytes")
     stored = facts["kind"] == FileKind.STORED.value
     if facts["config_bytes"] and not stored:
-        yield _line(
-            "Envelope", f"LinuxGuestRecord, {facts['config_bytes']} bytes of configuration"
-        )
+        mark = "xl" if facts["kind"] == FileKind.XL.value else "LinuxGuestRecord"
+        yield _line("Envelope", f"{mark}, {facts['config_bytes']} bytes of configuration")
     yield from _guest_lines(facts["guest"])
     yield from _stream_lines(facts["stream"])
     yield _line("Records", _counts(facts["records"]))
@@ -153,7 +152,8 @@ def _stream_lines(stream: Facts | None) -> Iterator[str]:
     if "guest_width" in stream:
         guest += f", {stream['guest_width'] * 8}-bit, {stream['pt_levels']} page-table levels"
     tools = f"{stream['tool_width'] * 8}-bit tools"
-    yield _line("Stream", f"{stream['format']}, {tools}; {guest}; p2m size {stream['p2m_size']}")
+    size = f"; p2m size {stream['p2m_size']}" if stream["p2m_size"] else ""
+    yield _line("Stream", f"{stream['format']}, {tools}; {guest}{size}")
 
 
 def _memory_lines(memory: Facts | None) -> Iterator[str]:

@@ -31,7 +31,10 @@ _HASH_PAGES = 256  # pages hashed at a time: 1 MiB of buffer
 
 
 class MemoryImage:
-    """`nr_pages` frames in the file `fd`, page n at n x 4096; the caller closes the file."""
+    """`nr_pages` frames in the file `fd`, page n at n x 4096; the caller closes the file.
+
+    It grows where a stream has not said how large its guest is.
+    """
 
     def __init__(self, fd: int, nr_pages: int) -> None:
         self.nr_pages = nr_pages
@@ -69,11 +72,22 @@ class MemoryImage:
 
     def store(self, batch: PageBatch, views: Sequence[memoryview]) -> None:
         """Write the pages of `batch`, and remember or forget its frames."""
+        self._reach(int(batch.pfns.max(initial=0)) + 1)
         firsts = runs(batch.with_data())[0].tolist()
         for first, view in zip(firsts, views, strict=True):
             _write_all(self._fd, view, first * PAGE_SIZE)
         exists = POPULATED[batch.types]
         self._marks[batch.pfns[exists]] = batch.types[exists] + np.uint8(1)
+
+    def _reach(self, nr_pages: int) -> None:
+        if nr_pages <= self.nr_pages:
+            return
+        if nr_pages > len(self._marks):
+            marks = np.zeros(max(nr_pages, 2 * len(self._marks)), np.uint8)
+            marks[: len(self._marks)] = self._marks
+            self._marks = marks
+        self.nr_pages = nr_pages
+        os.ftruncate(self._fd, nr_pages * PAGE_SIZE)
 
     def differing(self, batch: PageBatch, views: Sequence[memoryview]) -> Pfns:
         """Return the pfns of `batch` whose pages are not what is stored."""

@@ -1,7 +1,7 @@
 """Read a stream that lies in a file, from its first byte to its last, and report.
 
-Takes what `xm save` wrote, a capture of what went to the relocation port, and a bare libxc
-stream. Whatever is wrong ends up in the report, with its place in the file.
+Takes what `xm save` or `xl save` wrote, a capture of what went to the relocation port, and a bare
+legacy libxc stream. Whatever is wrong ends up in the report, with its place in the file.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from pathlib import Path
 
 from xendpy.errors import DomainError, RecordError, StreamError, SxpError, UnsupportedStream
 from xendpy.guest.domain import DomainConfig, GuestType
+from xendpy.hypervisor.xlsxp import parse_json
 from xendpy.migration.examine import Anomaly, Examiner, Findings, Place, oddities
 from xendpy.migration.image import MemoryImage
 from xendpy.migration.receive import FileSource, NoGuest, drive
+from xendpy.stream import libxl
 from xendpy.stream.records import Record
 from xendpy.stream.sniff import HEAD_BYTES, REQUEST, FileKind, guest_type_of, kind_of
+from xendpy.stream.steps import Steps
 from xendpy.stream.xend import decode_body, read_envelope
 
 Witness = Callable[[Place, Record], None]
@@ -60,7 +63,7 @@ def examine(
     Raises:
         OSError: the file cannot be read, or there is no room for the memory.
         UnsupportedStream: it is something else that Xen writes.
-        StreamError: it is nothing that xend or libxc wrote.
+        StreamError: it is nothing that xend, xl or libxc wrote.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -82,7 +85,7 @@ def examine(
 
 def _require_kind(head: bytes) -> FileKind:
     kind = kind_of(head)
-    if kind in (FileKind.XL, FileKind.LIBXC_V2):
+    if kind is FileKind.LIBXC_V2:
         raise UnsupportedStream(f"a {kind.value}")
     if kind is FileKind.UNKNOWN:
         raise StreamError(
@@ -106,12 +109,7 @@ class _Reading:
 
     def run(self, report: Report, guest_type: GuestType | None) -> None:
         try:
-            if report.kind is not FileKind.LIBXC:
-                self._envelope(report)
-            if guest_type is None:
-                guest_type = self._guest_type(report)
-            self.examiner.begin()
-            drive(decode_body(guest_type), self._source, self.examiner)
+            drive(self._image(report, guest_type), self._source, self.examiner)
         except StreamError as error:
             # The error's own place may be inside a record: what came before it is understood.
             at = None if error.offset is None else self._base + error.offset
@@ -120,6 +118,29 @@ class _Reading:
         report.decoded_bytes = self.examiner.understood_bytes
         if report.whole:
             self._after_the_end(report)
+
+    def _image(self, report: Report, guest_type: GuestType | None) -> Steps[None]:
+        """Read what stands before the image; return the image's decoder."""
+        if report.kind is FileKind.XL:
+            self._xl_header(report)
+            self.examiner.begin()
+            return libxl.decode(guest_type)  # which tells by itself whose it is
+        if report.kind is not FileKind.LIBXC:
+            self._envelope(report)
+        if guest_type is None:
+            guest_type = self._guest_type(report)
+        self.examiner.begin()
+        return decode_body(guest_type)
+
+    def _xl_header(self, report: Report) -> None:
+        header = drive(libxl.read_xl_header(), self._source, NoGuest())
+        if not (header.is_json and header.is_v2):
+            raise UnsupportedStream("a save file of Xen 4.5 and before", offset=0, format="xl")
+        report.config_bytes = header.config
+        try:
+            report.config = parse_json(header.config)
+        except (StreamError, DomainError) as error:
+            report.anomalies.append(Anomaly(None, f"configuration: {error}"))
 
     def _envelope(self, report: Report) -> None:
         envelope = drive(read_envelope(), self._source, NoGuest())
