@@ -2,8 +2,9 @@
 
     make lab                                # build what is missing, run everything, show the table
     python -m tests.lab --only chapter      # one part of it
-    python -m tests.lab --up                # boot, install, leave both hosts to you
+    python -m tests.lab --up                # boot, and leave both hosts to you
     python -m tests.lab.machine 7 'xl list'
+    python -m tests.lab --again --only faults   # on the hosts that are up, which stay up
     python -m tests.lab --down
     make lab-clean                          # remove what was built
 
@@ -16,19 +17,22 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.lab import build, chapter, contract, faults, oldwire, project
-from tests.lab.build import Image, LabError
+from tests.lab import build, chapter, contract, faults, guests, oldwire, project, virsh
+from tests.lab.build import Image
+from tests.lab.errors import LabError
 from tests.lab.machine import Machine, attach, start
 from tests.lab.place import cache
 from tests.lab.recipe import HOSTS
-from tests.lab.session import Host, Session
+from tests.lab.session import Host, Row, Session
 
 PARTS: dict[str, Callable[[Session], None]] = {
     "chapter": chapter.walk,
     "oldwire": oldwire.walk,
+    "guests": guests.walk,
+    "virsh": virsh.walk,
     "contract": contract.walk,
     "faults": faults.walk,
 }
@@ -43,18 +47,8 @@ def main() -> int:
         if args.clean:
             shutil.rmtree(place, ignore_errors=True)
         return 0
-    began_s = time.monotonic()
     try:
-        image = build.build(place)
-        archive = project.pack(place)
-        print(f"built in {time.monotonic() - began_s:.0f} s, kept in {place}")
-        _show_packages(image)
-        _stop(place)
-        try:
-            return _run(image, archive, args)
-        finally:
-            if not args.up:
-                _stop(place)
+        return _again(place, args) if args.again else _anew(place, args)
     except LabError as error:
         print(f"make lab: {error}", file=sys.stderr)
         return 1
@@ -62,35 +56,54 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.lab")
-    parser.add_argument("--up", action="store_true", help="boot and install, and leave it so")
+    parser.add_argument("--up", action="store_true", help="boot, and leave it so")
     parser.add_argument("--down", action="store_true", help="stop the hosts that are left")
     parser.add_argument("--clean", action="store_true", help="stop them, remove what was built")
+    parser.add_argument("--again", action="store_true", help="use the hosts that are up")
     parser.add_argument("--only", choices=PARTS, action="append", help="run this part alone")
     return parser.parse_args()
 
 
-def _run(image: Image, archive: Path, args: argparse.Namespace) -> int:
-    session = Session(
-        Host(start(image, 7, 8, image.share_disk)),
-        Host(start(image, 8, 7)),
-    )
-    ready = session.group(lambda one: _prepare(one, image, archive))
-    for name, work in PARTS.items():
-        if ready and not args.up and name in (args.only or PARTS):
-            session.group(work)
+def _anew(place: Path, args: argparse.Namespace) -> int:
+    began_s = time.monotonic()
+    image = build.build(place)
+    built = Row("build what is missing", time.monotonic() - began_s, remark=f"kept in {place}")
+    _show_packages(image)
+    _stop(place)
+    try:
+        seven = Host(start(image, 7, 8, image.share_disk))
+        session = Session(seven, Host(start(image, 8, 7)), [built])
+        if session.group(_boot) and not args.up:
+            _parts(session, args.only)
+        return 0 if session.table() else 1
+    finally:
+        if not args.up:
+            _stop(place)
+
+
+def _again(place: Path, args: argparse.Namespace) -> int:
+    session = Session(*(Host(attach(place, number)) for number in HOSTS))
+    _parts(session, args.only)
     return 0 if session.table() else 1
 
 
-def _prepare(session: Session, image: Image, archive: Path) -> None:
-    with session.step("boot et-virt07 and et-virt08"):
+def _parts(session: Session, only: Sequence[str] | None) -> None:
+    for name, work in PARTS.items():
+        if name in (only or PARTS):
+            session.group(work)
+
+
+def _boot(session: Session) -> None:
+    with session.step("boot et-virt07 and et-virt08, the service comes up"):
         for host in session.hosts:
             host.machine.wait()
         for host in session.hosts:
-            host.run("until xl list >/dev/null 2>&1; do sleep 1; done; xl list; uname -a")
+            host.run("systemctl is-system-running --wait; systemctl --failed", status=None)
+            host.run("xl list; uname -a")
             host.run("xl info | grep -E '^(xen_version|xen_caps|virt_caps|.*_memory)'")
             host.run("xenstore-write /tool/lab/host $(hostname); xenstore-chmod /tool/lab/host r0")
-    with session.step("install the project"):
-        project.install(session, archive)
+    with session.step("the project, installed by make install"):
+        project.show(session)
 
 
 def _show_packages(image: Image) -> None:

@@ -13,14 +13,11 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.lab import ramdisk, tree
+from tests.lab import project, ramdisk, tree
+from tests.lab.errors import LabError
 from tests.lab.recipe import DISK_BYTES, DOM0, FILES, OUTER, SHARE_BYTES, SUITE, TESTVM1_BYTES
 
 APT_SOURCES = ("/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list")
-
-
-class LabError(Exception):
-    """The lab cannot be built, or does not answer."""
 
 
 class Image:
@@ -29,6 +26,7 @@ class Image:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.root_tar = directory / "rootfs.tar"
+        self.tree = directory / "root"
         self.vmlinux = directory / "vmlinux"
         self.dom0_ramdisk = directory / "ramdisk.dom0"
         self.guest_ramdisk = directory / "ramdisk.guest"
@@ -58,8 +56,10 @@ def build(cache: Path) -> Image:
     image = Image(cache)
     _once(cache / "rootfs.recipe", _digest([*DOM0, SUITE], [FILES / "hook"]), lambda: _root(image))
     sources = [*sorted(FILES.iterdir()), *sorted(Path(__file__).parent.glob("[brt]*.py"))]
-    root_made = str((cache / "rootfs.tar").stat().st_mtime_ns)
-    _once(cache / "image.recipe", _digest([root_made], sources), lambda: _disks(image))
+    made = str(image.root_tar.stat().st_mtime_ns)
+    _once(cache / "image.recipe", _digest([made], sources), lambda: _tree(image))
+    made = str((cache / "image.recipe").stat().st_mtime_ns)
+    _once(cache / "disk.recipe", _digest([made], project.files()), lambda: _disk(image))
     return image
 
 
@@ -106,25 +106,29 @@ def _root(image: Image) -> None:
     )  # fmt: skip
 
 
-def _disks(image: Image) -> None:
-    """Make everything else from that tar file."""
-    print("building disks and ramdisks ...", flush=True)
-    for kept in image.directory.glob("run/*.kept"):
-        kept.unlink()
-    place = image.directory / "root"
+def _tree(image: Image) -> None:
+    """Make domain 0's tree from that tar file, and what is not part of it."""
+    print("building kernels, ramdisks and domain 0's tree ...", flush=True)
+    place = image.tree
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
+    run("tar", "-C", place, "-xf", image.root_tar)
+    tree.write_packages(place, image.packages)
+    tree.write_kernels(place, image)
+    ramdisk.write_dom0(place, image.dom0_ramdisk)
+    ramdisk.write_guest(place, image.guest_ramdisk)
+    _guest_disk(place, image)
+    tree.customise(place, image)
+
+
+def _disk(image: Image) -> None:
+    """Install the project into the tree, and make that domain 0's disk."""
+    print("installing the project, building domain 0's disk ...", flush=True)
     try:
-        run("tar", "-C", place, "-xf", image.root_tar)
-        tree.write_packages(place, image.packages)
-        tree.write_kernels(place, image)
-        ramdisk.write_dom0(place, image.dom0_ramdisk)
-        ramdisk.write_guest(place, image.guest_ramdisk)
-        _guest_disk(place, image)
-        tree.customise(place, image)
-        _ext4(place, image.dom0_disk, DISK_BYTES)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+        project.install(image.tree, image.directory)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise LabError(f"the project was not installed: {error}") from error
+    _ext4(image.tree, image.dom0_disk, DISK_BYTES)
 
 
 def _guest_disk(place: Path, image: Image) -> None:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from tests.lab.oldwire import create
+from tests.lab.project import LIBRARY
 from tests.lab.session import Session, matching
-
-LIBRARY = "/root/testlib"
 
 
 def walk(session: Session) -> None:
     """Run the contract tests on one host, with a guest that its xl has saved."""
     host = session.eight
     with session.step("the driver's contract on real xl"):
-        host.run(
-            f"/usr/lib/xendpy/bin/python -m pip install --quiet --no-index --find-links"
-            f" /root/wheels --target {LIBRARY} pytest pytest-asyncio pytest-timeout"
-        )
         create(host, "web01")
         host.run("xl save web01 /root/contract.xl 2>&1 | grep -v progress; xl list")
         shown = host.run(

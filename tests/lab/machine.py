@@ -18,15 +18,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.lab.build import Image, LabError
-from tests.lab.build import run as run_tool
+from tests.lab.errors import LabError
+
+if TYPE_CHECKING:
+    from tests.lab.build import Image
 
 AGENT_PORT = 2323  # in domain 0
 BOOT_S = 3600.0
 COMMAND_S = 1200.0
-KEPT = "booted"
 BLOCK = 1 << 20
 # SVM with nested paging: PVH and HVM guests run in the emulator. eager-fpu: with lazy switching
 # registers get lost in it now and then.
@@ -102,21 +103,6 @@ class Machine:
             time.sleep(1)
         raise LabError(f"host {self.number} is not up after {BOOT_S:g} s")
 
-    def keep(self, directory: Path) -> None:
-        """Write down the whole machine as it is, for `start` to go on from.
-
-        Raises:
-            LabError: QEMU did not.
-        """
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(directory / f"run/{self.number}.monitor"))
-            _until_prompt(sock)
-            sock.sendall(f"savevm {KEPT}\n".encode())
-            said = _until_prompt(sock)
-        if "Error" in said:
-            raise LabError(f"host {self.number} cannot be kept: {said}")
-        (directory / f"run/{self.number}.kept").touch()
-
     def running(self) -> bool:
         """Say whether QEMU is still there, and is no other process with its number."""
         with suppress(OSError):
@@ -147,31 +133,21 @@ def _copy(answers: Any, target: Path, size: int) -> None:
             size -= len(block)
 
 
-def _until_prompt(sock: socket.socket) -> str:
-    said = b""
-    while not said.endswith(b"(qemu) "):
-        block = sock.recv(4096)
-        if not block:
-            raise LabError("QEMU's monitor has closed")
-        said += block
-    return said.decode("utf-8", "replace")
-
-
 def start(image: Image, number: int, peer: int, *disks: Path) -> Machine:
     """Start a host beside its peer; it has `disks` as /dev/vdb and so on.
 
-    Where an earlier run has kept it, it goes on from there and does not boot.
+    What it writes to them goes into files of this run.
+
+    Raises:
+        LabError: a tool is missing, or failed.
     """
     run = image.directory / "run"
     run.mkdir(exist_ok=True)
-    kept = run / f"{number}.kept"
-    if not kept.exists():
-        _overlay(run, number, (image.dom0_disk, *disks))
+    _overlay(run, number, (image.dom0_disk, *disks))
     port = _free_port()
-    more = ["-loadvm", KEPT] if kept.exists() else []
     with open(run / f"{number}.log", "wb") as log:
         process = subprocess.Popen(
-            _argv(image, number, peer, port, 1 + len(disks)) + more,
+            _argv(image, number, peer, port, 1 + len(disks)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -199,7 +175,11 @@ def _overlay(run: Path, number: int, disks: tuple[Path, ...]) -> None:
     """Give a host files for what it writes to its disks."""
     for index, disk in enumerate(disks):
         over = run / f"{number}.{index}.qcow2"
-        run_tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", disk, over)
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(disk), str(over)]
+        try:
+            subprocess.run(argv, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise LabError(str(error)) from error
 
 
 def _argv(image: Image, number: int, peer: int, port: int, disks: int) -> list[str]:
@@ -210,7 +190,7 @@ def _argv(image: Image, number: int, peer: int, port: int, disks: int) -> list[s
         "-accel", "tcg,thread=multi,tb-size=512", "-cpu", CPU, "-smp", "1", "-m", str(MEMORY_MIB),
         "-display", "none", "-no-reboot",
         "-serial", f"file:{run / f'{number}.serial'}",
-        "-monitor", f"unix:{run / f'{number}.monitor'},server=on,wait=off",
+        "-monitor", "none",
         "-kernel", str(image.hypervisor), "-append", XEN.format(dom0=DOM0_MIB),
         "-initrd", f"{image.vmlinux} {KERNEL.format(number=number)},{image.dom0_ramdisk}",
         "-netdev", f"user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{AGENT_PORT}",

@@ -55,7 +55,7 @@ def send_old(host: Host, target: Host, file: str, release: str, cut: str = "") -
 
 
 def walk(session: Session) -> None:
-    """Send one real guest over the old wire."""
+    """Send one real guest over the old wire, from a file and running."""
     seven, eight = session.hosts
     with session.step("a PV guest over the old wire (v1, xend 4.1's sender)"):
         create(eight, "wire")
@@ -71,8 +71,16 @@ def walk(session: Session) -> None:
         session.remark = f"saved at {saved}, seen at {reached}"
         seven.run("xm migrations")
         check_nothing_left(seven)
-        seven.run("xm destroy wire")
         eight.run("rm /root/wire.sav")
+    with session.step("live over the old wire (--peer-release 4.1)"):
+        words = "xm migrate --live --peer-release 4.1 wire et-virt08"
+        before = counts(seven, "wire")
+        seven.run(f"time {words}", timeout_s=1800)
+        check("wire" not in seven.guests(), "the guest is still on et-virt07")
+        session.remark = f"{before} before, {counts(eight, 'wire', before)} after"
+        eight.run("xm list; xm migrations")
+        check_nothing_left(eight)
+        eight.run("xm destroy wire")
 
 
 def check_nothing_left(host: Host) -> None:

@@ -22,7 +22,7 @@ XEN = (
     "bridge-utils", "ipxe-qemu", "qemu-system-data", "qemu-system-xen", "seabios",
     "xen-hypervisor-4.17-amd64", "xen-utils-4.17", "xen-utils-common", "xenstore-utils",
 )  # fmt: skip
-CHAPTER = ("nfs-common", "nfs-kernel-server", "rpcbind")
+CHAPTER = ("libvirt-clients", "nfs-common", "nfs-kernel-server", "rpcbind", "virtinst")
 PROJECT = (
     "python3-cryptography", "python3-numpy", "python3-pip", "python3-uvloop", "python3-venv",
 )  # fmt: skip

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from tests.lab.build import LabError
+from tests.lab.errors import LabError
 from tests.lab.machine import COMMAND_S, Machine
 from tests.lab.recipe import HOSTS
 
-POLL_S = 2.0
+POLL_S = 1.0
 PATIENCE_S = 240.0  # for what an emulated host does in seconds
 SHOWN_LINES = 60
 

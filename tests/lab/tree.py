@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.lab import bootsector
 from tests.lab.recipe import ADDRESS, FILES, HOSTS, MASKED, NO_MODULES
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def customise(root: Path, image: Image) -> None:
     subprocess.run(["chroot", str(root), "depmod", modules.name], check=True)
     _copy(image.vmlinux, root / GUEST_FILES / "vmlinux")
     _copy(image.guest_ramdisk, root / GUEST_FILES / "ramdisk")
+    bootsector.write(root / GUEST_FILES / "counter.dsk")
     for name in ("agent.py", "net"):
         _copy(FILES / name, root / "usr/local/lib/lab" / name)
     _units(root)

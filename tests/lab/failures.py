@@ -1,0 +1,173 @@
+"""Programs that end, hang or are not there: xl, the daemon, a network script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.lab.oldwire import check_nothing_left, count, counts, create, send_old
+from tests.lab.session import Host, Session, check, matching, until
+from tests.lab.wanderer import GUEST, VIF, migrate_beside, settled, told, where
+
+SCRIPT = "/etc/xen/scripts/vif-bridge"
+XL = "/usr/sbin/xl"
+
+
+def _kill(host: Host, verb: str) -> None:
+    """Kill xl as soon as it is at work.
+
+    /usr/sbin/xl hands over to a program elsewhere, whose whole path is then the first word.
+    """
+    host.run(
+        f"until pid=$(pgrep -o -f '[/]xl {verb}'); do sleep 0.2; done; sleep 2;"
+        " kill -KILL $pid && echo killed $pid",
+        timeout_s=600,
+    )
+
+
+def _kill_restore(session: Session) -> None:
+    _killed(session, where(session)[1], "restore")
+
+
+def _kill_save(session: Session) -> None:
+    _killed(session, where(session)[0], "(save|migrate)")
+
+
+def _killed(session: Session, host: Host, verb: str) -> None:
+    source, target = where(session)
+    before = count(source, GUEST)
+    migrate_beside(source, target)
+    _kill(host, verb)
+    matching(r"^Error: .*", told(source), "what xm migrate says")
+    check(settled(session, before) is source, "the guest has moved")
+
+
+def _kill_source_daemon(session: Session) -> None:
+    _daemon_killed(session, where(session)[0])
+
+
+def _kill_target_daemon(session: Session) -> None:
+    _daemon_killed(session, where(session)[1])
+
+
+def _daemon_killed(session: Session, host: Host) -> None:
+    source, target = where(session)
+    before = count(source, GUEST)
+    migrate_beside(source, target)
+    until(lambda: target.ask("pgrep -f '[/]xl restore'").strip(), "xl restore is at work")
+    host.run("systemctl kill -s KILL xend")
+    until(lambda: host.ask("systemctl is-active xend").strip() == "active", "xend is up")
+    told(source)
+    check(settled(session, before) is source, "the guest has moved")
+
+
+@contextmanager
+def another_xl(host: Host, text: str) -> Iterator[None]:
+    """Have another program where xl was, or none at all."""
+    new = f"printf '{text}' >{XL}; chmod 755 {XL}" if text else "true"
+    host.run(f"mv {XL} {XL}.away; {new}")
+    try:
+        yield
+    finally:
+        host.run(f"mv {XL}.away {XL}")
+
+
+def _missing(session: Session) -> None:
+    source, _ = where(session)
+    with another_xl(source, ""):
+        matching(r"^Error: .*/xl", source.run("xm list", status=1), "what xm list says")
+    source.run("xm list")
+    counts(source, GUEST)
+
+
+def _hanging(session: Session) -> None:
+    source, _ = where(session)
+    with another_xl(source, "#!/bin/sh\\nexec sleep 3210\\n"):
+        shown = source.run("time xm list", status=1)
+        matching(r"^Error: xl list .*took longer", shown, "what xm list says")
+    check(not source.ask("pgrep -f 'sleep 3210'"), "a hanging xl is left")
+    source.run("xm list")
+    counts(source, GUEST)
+
+
+@contextmanager
+def broken_script(host: Host) -> Iterator[None]:
+    """Have the script that attaches a guest's network fail."""
+    host.run(f"cp -p {SCRIPT} /root/vif-bridge; printf '#!/bin/sh\\nexit 1\\n' >{SCRIPT}")
+    try:
+        yield
+    finally:
+        host.run(f"cp -p /root/vif-bridge {SCRIPT}")
+
+
+def _broken_script(session: Session) -> None:
+    source, target = where(session)
+    before = count(source, GUEST)
+    with broken_script(target):
+        shown = source.run(f"xm migrate {GUEST} {target.name}", status=1, timeout_s=1800)
+        matching(r"^Error: .*", shown, "what xm migrate says")
+        check(settled(session, before) is source, "the guest has moved")
+
+
+def _broken_script_old(session: Session) -> None:
+    """What an old xend has sent whole is kept, and the message says how to start it."""
+    seven, eight = session.hosts
+    saved = _as_old_file(eight, "legacy", VIF)
+    with broken_script(seven):
+        send_old(eight, seven, "/root/legacy.sav", "4.1")
+        log = "tail -n 60 /var/log/xen/xend.log"
+        until(lambda: "xm restore /" in seven.ask(log), "the log says what to do")
+    line = matching(r"xm restore (/\S+\.save)", seven.ask(log), "the log")
+    seven.run(f"{line[0]}", timeout_s=1800)
+    counts(seven, "legacy", saved)
+    seven.run(f"xm destroy legacy; rm -f {line[1]}")
+    check_nothing_left(seven)
+
+
+def _as_old_file(host: Host, name: str, more: str = "") -> int:
+    """Make a save file of xend's of a real guest; return where it was."""
+    create(host, name, more=more)
+    host.run(f"xl save {name} /root/{name}.xl 2>&1 | grep -v progress")
+    reached = count(host, name)
+    host.run(f"xm convert --to xend /root/{name}.xl /root/{name}.sav && rm /root/{name}.xl")
+    return reached
+
+
+def _cut_old(session: Session) -> None:
+    seven, eight = session.hosts
+    send_old(eight, seven, "/root/legacy.sav", "4.1", cut="20000000")
+    until(lambda: "legacy" not in seven.ask("xl list"), "the half guest is gone")
+    check("legacy" not in seven.run("xm list; xl list"), "a half guest is left")
+    check_nothing_left(seven)
+    eight.run("rm /root/legacy.sav")
+
+
+def _restart(session: Session) -> None:
+    """Guests, one of them with a device model, outlive the service, restarted and killed."""
+    source, _ = where(session)
+    create(source, "pictured", more='vfb = ["vnc=1"]\n')
+    models = source.run("pgrep -a qemu | cut -c1-150")
+    check(models.strip(), "the guest with a frame buffer has no qemu")
+    for command in ("service xend restart", "systemctl kill -s KILL xend"):
+        before = [count(source, name) for name in (GUEST, "pictured")]
+        source.run(command)
+        until(lambda: source.ask("systemctl is-active xend").strip() == "active", "xend is up")
+        for name, seen in zip((GUEST, "pictured"), before, strict=True):
+            counts(source, name, seen)
+        check(source.run("pgrep -a qemu | cut -c1-150") == models, "qemu is another")
+        source.run("xm list")
+    source.run("xm destroy pictured")
+
+
+STEPS = (
+    ("xl restore killed on the target", _kill_restore),
+    ("xl killed on the source", _kill_save),
+    ("the source's daemon killed in the pages", _kill_source_daemon),
+    ("the target's daemon killed in the pages", _kill_target_daemon),
+    ("xl is missing", _missing),
+    ("xl hangs", _hanging),
+    ("vif script broken: a xendpy host sends", _broken_script),
+    ("vif script broken after an old xend's last byte", _broken_script_old),
+    ("an old xend's connection cut in the pages", _cut_old),
+    ("the service restarted while guests run", _restart),
+)
