@@ -55,7 +55,7 @@ def _daemon_killed(session: Session, host: Host) -> None:
     before = count(source, GUEST)
     migrate_beside(source, target)
     until(lambda: target.ask("pgrep -f '[/]xl restore'").strip(), "xl restore is at work")
-    host.run("systemctl kill -s KILL xend")
+    host.run("systemctl kill --kill-whom=main -s KILL xend")
     until(lambda: host.ask("systemctl is-active xend").strip() == "active", "xend is up")
     told(source)
     check(settled(session, before) is source, "the guest has moved")
@@ -148,7 +148,7 @@ def _restart(session: Session) -> None:
     create(source, "pictured", more='vfb = ["vnc=1"]\n')
     models = source.run("pgrep -a qemu | cut -c1-150")
     check(models.strip(), "the guest with a frame buffer has no qemu")
-    for command in ("service xend restart", "systemctl kill -s KILL xend"):
+    for command in ("service xend restart", "systemctl kill --kill-whom=main -s KILL xend"):
         before = [count(source, name) for name in (GUEST, "pictured")]
         source.run(command)
         until(lambda: source.ask("systemctl is-active xend").strip() == "active", "xend is up")
