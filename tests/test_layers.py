@@ -29,7 +29,7 @@ MEMORY_MAY = {"os", "mmap", "ctypes"}  # these alone:
 MEMORY = {"guest.memory", "guest.writeback"}
 DRIVERS = {"store", "xl"}
 # What a guest's configuration is to xl: formats, which work where no xl is.
-FORMATS = {f"hypervisor.{name}" for name in ("xlconfig", "xlguest", "xlrules", "xlsxp")}
+FORMATS = {f"hypervisor.{name}" for name in ("xlconfig", "xlcpuid", "xlguest", "xlrules", "xlsxp")}
 
 
 def name_of(path: Path) -> str:

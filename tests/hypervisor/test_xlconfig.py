@@ -154,6 +154,25 @@ def test_what_qemu_would_open_is_refused_unless_the_operator_says_it(was, value)
     assert built(bad, replace(RULES, confined=False)).texts[key] == said.strip("'")
 
 
+CPUID = f"(cpuid ((1 ((ecx {'x' * 32}) (edx 0xf))) (7,0 ((ebx {'0' * 32})))))"
+LEAVES = [{"leaf": 1, "ecx": "x" * 32, "edx": "0" * 28 + "1111"},
+          {"leaf": 7, "subleaf": 0, "ebx": "0" * 32}]  # fmt: skip
+
+
+def test_cpuid_is_told_in_each_format():
+    guest = built(PV.replace("(cpu_cap 0)", f"(cpu_cap 0) {CPUID}"))
+    config = said(guest)
+    assert config["b_info"]["cpuid"] == LEAVES
+    assert f'"0x1:ecx={"x" * 32},edx={"0" * 28}1111", "0x7,0x0:ebx={"0" * 32}"' in to_cfg(guest)
+    assert read_guest(parse_json(to_json(guest)), RULES).cpuid == guest.cpuid
+
+
+@pytest.mark.parametrize("row", ["(one ((eax 0x1)))", "(1 ((efl 0x1)))", "(1 ((eax 01)))", "1"])
+def test_cpuid_that_is_none_is_refused(row):
+    with pytest.raises(DomainError, match=r"cpuid .* is not understood"):
+        built(PV.replace("(cpu_cap 0)", f"(cpu_cap 0) (cpuid ({row}))"))
+
+
 def test_a_boot_loaders_kernel_is_passed_over():
     text = PV.replace("(bootloader '')", "(bootloader /usr/bin/pygrub)").replace(
         "/var/lib/xen/images/vmlinuz", "/var/run/xend/boot/boot_kernel.x"

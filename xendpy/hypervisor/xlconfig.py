@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+from xendpy.hypervisor import xlcpuid
 from xendpy.hypervisor.xldisk import XlDisk
 from xendpy.hypervisor.xlguest import (
     LOCALHOST,
@@ -62,6 +63,8 @@ def _build_info(guest: XlGuest) -> Json:
     if guest.affinity:
         info["vcpu_hard_affinity"] = [list(cpus) for cpus in guest.affinity]
         info["numa_placement"] = "False"
+    if guest.cpuid:
+        info["cpuid"] = xlcpuid.as_json(guest.cpuid)
     if guest.tsc_mode:
         info["tsc_mode"] = guest.tsc_mode
     if guest.localtime:
@@ -169,6 +172,8 @@ def _cfg(guest: XlGuest) -> Iterator[tuple[str, str]]:
             yield key, _quoted(getattr(guest, key))
     if guest.localtime:
         yield "localtime", "1"
+    if guest.cpuid:
+        yield "cpuid", _listed(xlcpuid.as_cfg(guest.cpuid))
     for key, action in guest.actions.items():
         yield key, _quoted(_action(action))
     if guest.type is XlType.HVM:

@@ -16,6 +16,7 @@ from typing import Any
 from xendpy import sxp
 from xendpy.errors import DomainError
 from xendpy.guest.domain import DomainConfig, GuestType
+from xendpy.hypervisor.xlcpuid import Leaf, read_cpuid
 from xendpy.hypervisor.xldisk import XlDisk, read_disk
 from xendpy.hypervisor.xlrules import GuestRules
 
@@ -109,6 +110,7 @@ class XlGuest:
     ramdisk: str = ""
     cmdline: str = ""
     actions: Mapping[str, str] = field(default_factory=dict)
+    cpuid: tuple[Leaf, ...] = ()
     tsc_mode: str = ""
     localtime: bool = False
     rtc_timeoffset: int = 0
@@ -147,6 +149,7 @@ def read_guest(config: DomainConfig, rules: GuestRules) -> XlGuest:
         cap=_number(config.text("cpu_cap")),
         **({} if kind is XlType.HVM else reader.kernel()),
         actions={key: reader.action(key) for key in DEFAULT_ACTIONS},
+        cpuid=read_cpuid(config.name, sxp.child_value(config.tree, "cpuid")),
         tsc_mode=TSC_MODES.get(reader.image("tsc_mode"), ""),
         localtime=reader.image("localtime") == "1" or config.text("localtime") == "1",
         **(reader.hvm() if kind is XlType.HVM else {}),

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from xendpy import sxp
 from xendpy.errors import DomainError, StreamError
 from xendpy.guest.domain import DomainConfig
+from xendpy.hypervisor import xlcpuid
 from xendpy.hypervisor.xlguest import ACTIONS, DEFAULT_ACTIONS, TIMER_MODES, TSC_MODES
 
 Json: TypeAlias = Mapping[str, Any]
@@ -77,6 +78,8 @@ def _entries(config: Json) -> Iterator[sxp.SxpList]:
     yield ["cpu_cap", str(sched.get("cap", 0))]
     yield from _actions(config)
     yield ["shadow_memory", str(int(built.get("shadow_memkb", 0)) >> 10)]
+    if built.get("cpuid"):
+        yield ["cpuid", xlcpuid.as_sxp(built["cpuid"])]
     yield ["image", _image(created, built)]
     for device in _devices(config):
         yield ["device", device]
