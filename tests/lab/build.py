@@ -102,7 +102,7 @@ def _root(image: Image) -> None:
     run(
         "mmdebstrap", "--mode=root", "--variant=minbase", "--quiet",
         '--aptopt=Apt::Install-Recommends "false"', *excluded, f"--include={','.join(DOM0)}",
-        f"--customize-hook={FILES / 'hook'}", SUITE, image.root_tar, sources,
+        f"--customize-hook=sh {FILES / 'hook'} \"$1\"", SUITE, image.root_tar, sources,
     )  # fmt: skip
 
 
