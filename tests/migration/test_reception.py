@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.drive import Recorder
-from tests.streams import config, entries, envelope, hvm_image, pv_image, vcpu_info
+from tests.streams import batch, config, entries, envelope, hvm_image, pv_image, vcpu_info
 from xendpy.errors import (
     ChannelAborted,
     ChannelError,
@@ -180,6 +180,7 @@ def test_guest_that_may_not_move_is_refused() -> None:
 MID_FAILURES = [
     (HypervisorError("no room", operation="populate"), "populate: no room"),
     (OSError(28, "No space left on device"), "restore: no space left on device"),
+    (MemoryError(), "this host is short of memory"),
     (
         ZeroDivisionError("a bug"),
         "internal error while restoring, see the log of the receiving host",
@@ -187,7 +188,9 @@ MID_FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(("error", "text"), MID_FAILURES, ids=["driver", "system", "bug"])
+@pytest.mark.parametrize(
+    ("error", "text"), MID_FAILURES, ids=["driver", "system", "memory", "bug"]
+)
 def test_failure_of_ours_before_the_end_is_told(error: Exception, text: str) -> None:
     driver = Driver(fails={"populate": error})
     outcome, _ = run(driver, BytesSource(WIRE))
@@ -196,8 +199,10 @@ def test_failure_of_ours_before_the_end_is_told(error: Exception, text: str) -> 
     assert driver.runs == "discarded"
 
 
-@pytest.mark.parametrize(("error", "text"), MID_FAILURES, ids=["driver", "system", "bug"])
-@pytest.mark.parametrize("step", ["TscInfo", "OnlineVcpus", "SharedInfo", "complete"])
+@pytest.mark.parametrize(
+    ("error", "text"), MID_FAILURES, ids=["driver", "system", "memory", "bug"]
+)
+@pytest.mark.parametrize("step", ["Ending", "TscInfo", "OnlineVcpus", "SharedInfo", "complete"])
 def test_failure_of_ours_behind_the_mark_is_kept(step: str, error: Exception, text: str) -> None:
     driver = Driver(fails={step: error})
     source = BytesSource(WIRE)
@@ -220,13 +225,23 @@ def test_nothing_is_left_over_when_only_the_build_failed() -> None:
     assert driver.rest_file.getvalue() == b""
 
 
-def test_bad_stream_before_the_end_is_told() -> None:
+def test_bad_stream_in_the_first_round_is_told() -> None:
+    driver = Driver()
+    begin = IMAGE.wire[: IMAGE.wire.index(struct.pack("<i", 64))] + batch(entries(range(16)))
+    source = BytesSource(HEAD + begin + struct.pack("<i", 5000) + bytes(1 << 20))
+    outcome, _ = run(driver, source)
+    assert isinstance(outcome, Rejected)
+    assert driver.runs == "discarded"
+
+
+def test_bad_stream_after_the_first_round_is_told_and_kept() -> None:
+    # So little follows that a sender may have let go before it hears of it.
     driver = Driver()
     wire = HEAD + IMAGE.wire[: IMAGE.ending] + struct.pack("<i", 5000) + bytes(100)
     source = BytesSource(wire)
     outcome, _ = run(driver, source)
-    assert isinstance(outcome, Rejected)
-    assert driver.runs == "discarded"
+    assert isinstance(outcome, Kept)
+    assert driver.runs == "kept"
     assert source.offset < len(wire)  # what follows is not read
 
 

@@ -79,6 +79,7 @@ class StoreRestore:
         self._verifying = False
         self._cancelled = False
         self._settled = False
+        self._precious = False
         path = image.path
         self._memory = memory or GuestMemory(self._durable.create(path / MEMORY))
         self._types = PageTypes.create(path / TYPES, self._durable)
@@ -137,9 +138,14 @@ class StoreRestore:
         """Keep what has come as NAME.partial and return where; the session takes no more."""
         if self._settled:
             raise ValueError("the guest is whole, or kept already")
+        # Nobody else may have this guest any more: what fails from here on removes nothing.
+        self._precious = True
         with translated("keep", self._directory):
-            self._types.finish()
-            self._sync()
+            try:
+                self._types.finish()
+                self._sync()
+            except OSError as error:
+                reason = f"{reason}; not all of it is on disk: {error.strerror or error}"
             state = replace(self._state(), reason=reason, kept_time_s=time())
             path = self._directory.keep(replace(self._image, state=state))
         self._image = replace(self._image, path=path, state=state)
@@ -161,7 +167,13 @@ class StoreRestore:
         if self._records >= 0:
             os.close(self._records)
             self._records = -1
-        if not self._settled:
+        if self._precious and not self._settled:
+            self._settled = True
+            log.error(
+                "%s could not be kept in its place: copy it away before the next start",
+                self._image.path,
+            )
+        elif not self._settled:
             self._settled = True
             try:
                 self._directory.discard(self._image.path)

@@ -19,7 +19,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -212,15 +212,31 @@ class StoreDirectory:
         """Make a guest whose files are all synced a whole one, in one step."""
         self.write_state(image)
         target = self.root / image.path.name
-        self.durable.rename(image.path, target)
+        try:
+            self.durable.rename(image.path, target)
+        except OSError:
+            # Renamed perhaps, and the disk has not said that it knows: what nobody took in must
+            # not be a whole guest at the next start.
+            with suppress(OSError):
+                os.rename(target, image.path)
+            raise
         return replace(image, path=target)
 
     def keep(self, image: StoredImage) -> Path:
         """Keep a guest as a partial one; the oldest beyond the limit go."""
-        self.write_state(image)
+        try:
+            self.write_state(image)
+        except OSError as error:
+            # A full disk must not cost the guest: where it lies says that it is kept.
+            log.error("%s: %s, and %s", image.path, image.state.reason, error)
         label = f"{image.config.name[:MAX_DIRECTORY_NAME]}.partial"
         target = self._free(self._partial, label)
-        self.durable.rename(image.path, target)
+        try:
+            self.durable.rename(image.path, target)
+        except OSError as error:
+            if not target.exists():
+                raise
+            log.error("a power cut may undo that %s is kept: %s", target, error)
         for partial in self._too_many(self.partials()):
             log.warning("removed %s: there is no room for so many partial guests", partial.path)
             self.discard(partial.path)
@@ -243,6 +259,10 @@ class StoreDirectory:
             self.durable.rename(path, target)
         except FileNotFoundError:
             return
+        except OSError as error:
+            if path.exists():
+                raise
+            log.error("%s is removed, and a power cut may bring it back: %s", path, error)
         try:
             self.durable.remove_tree(target)
         except OSError as error:

@@ -120,12 +120,14 @@ class Arrival:
 
     def apply(self, record: Record) -> None:
         """Pass on to the driver, and take note."""
+        if isinstance(record, Ending):
+            # Before the driver hears of it: should that fail, the sender may have let go.
+            self.ending = True
         self._session.apply(record)
         match record:
             case Pages(batch):
                 self._count(batch)
             case Ending():
-                self.ending = True
                 self._rounds.ending()
                 self._ending_s = time.monotonic()
                 self._show(MigrationState.STOP_AND_COPY)

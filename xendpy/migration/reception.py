@@ -19,12 +19,10 @@ from xendpy import sxp
 from xendpy.config import XendConfig
 from xendpy.errors import (
     ChannelAborted,
-    ChannelError,
     DomainError,
     HypervisorError,
     MigrationAborted,
     OutOfMemory,
-    StreamTruncated,
     XendError,
 )
 from xendpy.guest.domain import Domain, DomainConfig
@@ -205,8 +203,9 @@ class Reception:
             arrival.check_whole()
             domain = session.complete()
         except Exception as error:
-            broken = isinstance(error, StreamTruncated | ChannelError)
-            if arrival.ending or (broken and arrival.worth_keeping):
+            # What is left to send may fit into the socket's buffers: then the sender takes it for
+            # sent, however early it is refused, and lets go of its guest.
+            if arrival.ending or arrival.worth_keeping:
                 return self._keep(config, session, arrival, error)
             raise
         return Received(
@@ -220,7 +219,7 @@ class Reception:
         self, config: DomainConfig, session: RestoreSession, arrival: Arrival, cause: Exception
     ) -> Kept:
         """Keep what came, after reading on to the sender's end where that is possible."""
-        error = _explained(cause)
+        error = explained(cause)
         if arrival.ending:
             self._read_on(session, config.maxmem_mib * MIB + REST_SLACK_BYTES)
         where = session.keep(str(error))
@@ -236,7 +235,7 @@ class Reception:
 
     def reject(self, cause: Exception) -> Rejected:
         """Publish that nothing came of it; for whoever failed before `run` as well."""
-        error = _explained(cause)
+        error = explained(cause)
         if self._arrival is not None:
             progress = self._arrival.close(_final(error), error)
         else:
@@ -260,10 +259,12 @@ def _final(error: XendError) -> MigrationState:
     return MigrationState.ABORTED if cut else MigrationState.FAILED
 
 
-def _explained(error: Exception) -> XendError:
+def explained(error: Exception) -> XendError:
     """Return the error as one that can be told; a bug of ours leaves its traceback in the log."""
     if isinstance(error, XendError):
         return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory("this host is short of memory", wanted_bytes=0, free_bytes=0)
     if isinstance(error, OSError):
         return HypervisorError(f"{error.strerror or error}".lower(), operation="restore")
     log.error("a guest could not be taken in", exc_info=error)

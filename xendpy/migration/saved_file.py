@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from xendpy.errors import HypervisorError, MigrationAborted, OutOfMemory, UnsupportedStream
@@ -196,13 +196,18 @@ def new_file(path: Path) -> Iterator[int]:
         os.rename(temporary, target)
         _sync_directory(target.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise _write_error(path, error) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
     finally:
         os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # what failed first is what is told
+        path.unlink(missing_ok=True)
 
 
 def _write_error(path: Path, error: OSError) -> HypervisorError:
