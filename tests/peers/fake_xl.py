@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xendpy.errors import HypervisorError
 from xendpy.hypervisor.xltool import failure
 
 DATA = Path(__file__).parent.parent / "data" / "xl"
@@ -24,6 +25,7 @@ HEAD = len(b"Xen saved domain, xl format\n \0 \r")
 DOMAIN_0 = json.loads((DATA / "list-l.json").read_text())[0]
 TITLE, ZERO = (DATA / "list-v.txt").read_text().splitlines()[:2]
 END = bytes(8)
+DEADLINE_S = 120.0
 TAIL = 4096  # with these bytes a guest's state goes, while it stands still
 SUSPENDED = "---s--2"  # the flags, and the reason of the shutdown
 BANNER = b"xl migration receiver ready, send binary domain data.\n"
@@ -70,7 +72,11 @@ class FakeChild:
 
     def wait(self, timeout_s: float) -> None:
         self._thread.join(timeout_s)
-        assert not self._thread.is_alive(), f"{self.argv} does not end"
+        if self.running:
+            self.kill()
+            self._thread.join(DEADLINE_S)
+            assert not self.running, f"{self.argv} does not end"
+            raise HypervisorError(f"{self.argv} took longer than {timeout_s:g} s", operation="xl")
         if self.killed.is_set():
             raise failure(self.argv, -15, "")
         if self.status:
@@ -183,11 +189,14 @@ class Killed(Exception):
 @dataclass
 class FakeXl:
     """`refuse` is a verb that fails, with its text; `die_after` ends a restore after so many
-    bytes."""
+    bytes; what is in `hang` never ends: a verb, `deaf` (a restore that reads nothing) or `mute` (a
+    save that suspends and writes nothing). `gone`: the program has been removed."""
 
     free_mib: int = 1000
     refuse: dict[str, str] = field(default_factory=dict)
     die_after: int | None = None
+    hang: set[str] = field(default_factory=set)
+    gone: bool = False
     guests: list[FakeGuest] = field(default_factory=list)
     calls: list[tuple[str, ...]] = field(default_factory=list)
     caps: str = "xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64"
@@ -196,10 +205,17 @@ class FakeXl:
 
     def run(self, args: Sequence[str], *, timeout_s: float = 60.0) -> str:
         verb, *rest = args
-        self.calls.append(tuple(args))
+        self._begin(args)
+        if verb in self.hang:
+            raise HypervisorError(f"xl {verb} took longer than {timeout_s:g} s", operation="xl")
         if verb in self.refuse:
             raise failure(["xl", *args], 1, self.refuse[verb])
         return getattr(self, "do_" + verb.replace("-", "_"))(*rest) or ""
+
+    def _begin(self, args: Sequence[str]) -> None:
+        self.calls.append(tuple(args))
+        if self.gone:
+            raise HypervisorError("/usr/sbin/xl: No such file or directory", operation="xl")
 
     def start(
         self,
@@ -209,7 +225,7 @@ class FakeXl:
         stdout: int | None = None,
         pass_fds: Sequence[int] = (),
     ) -> FakeChild:
-        self.calls.append(tuple(args))
+        self._begin(args)
         if args[0] == "restore":
             assert args[1:] == ["-p", "/dev/stdin"]
             assert stdin is not None
@@ -222,15 +238,17 @@ class FakeXl:
         assert args[1] == "-p"
         assert args[3] == f"/dev/fd/{pass_fds[0]}"
         fd = os.dup(pass_fds[0])
-        return FakeChild(args, lambda child: self._save(self._guest(args[2]), fd))
+        return FakeChild(args, lambda child: self._save(child, self._guest(args[2]), fd))
 
     def _restore(self, child: FakeChild, fd: int) -> tuple[int, str]:
         data = b""
         with os.fdopen(fd, "rb", buffering=0) as file:
+            self._hang("deaf", child)
             while piece := file.read(1 << 16):
                 data += piece
                 if self.die_after is not None and len(data) >= self.die_after:
                     return 3, (DATA / "restore-short.err").read_text()
+        self._hang("restore", child)
         if child.killed.is_set() or not data.endswith(END):
             return 3, (DATA / "restore-short.err").read_text()
         if "restore" in self.refuse:
@@ -244,12 +262,22 @@ class FakeXl:
         self.add(json.loads(config[:-1]), data[HEAD + 16 + length :])
         return 0, ""
 
-    def _save(self, guest: FakeGuest, fd: int) -> tuple[int, str]:
+    def _hang(self, what: str, child: FakeChild) -> None:
+        if what in self.hang:
+            assert child.killed.wait(DEADLINE_S), f"nobody ends {child.argv}"
+            raise Killed
+
+    def _save(self, child: FakeChild, guest: FakeGuest, fd: int) -> tuple[int, str]:
         data = saved(guest)
         try:
             with os.fdopen(fd, "wb", buffering=0) as file:
+                if "save" in self.refuse:
+                    return 1, self.refuse["save"]
+                guest.flags = SUSPENDED
+                self._hang("mute", child)
                 while data:
                     data = data[file.write(data) :]
+                self._hang("save", child)
         except BrokenPipeError:
             guest.flags = "-b----"  # xl resumes a guest that it could not save
             return 1, "Failed to save domain, resuming domain\n"

@@ -7,6 +7,7 @@ guest, a failing xl does not end the reception, and the file is what is kept.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from xendpy.hypervisor.xltool import Child, Tool
 from xendpy.stream.convert import Conversion, to_modern
 from xendpy.stream.libxl import LibxlEncoder, XlHeader, encode_xl_header
 from xendpy.stream.records import Ending, PvInfo, Record, StreamStart
+
+log = logging.getLogger(__name__)
 
 BUILD_S = 300.0  # xl waits for devices, each up to 40 s, and hotplug scripts
 CLEAN_S = 60.0
@@ -187,12 +190,18 @@ class XlRestore:
         try:
             if not self._completed:
                 self._end_child()
-                self._building.clean()
+                self._clean()
         finally:
             if spool is not None:
                 if not self._completed:
                     spool.discard()
                 spool.close()
+
+    def _clean(self) -> None:
+        try:
+            self._building.clean()
+        except HypervisorError as error:  # why the guest did not come is what must be told
+            log.error("what xl has left of the guest, if anything, is not removed: %s", error)
 
     def _end_child(self) -> None:
         # At the end of its pipe xl gives up by itself, and removes what it had built.
