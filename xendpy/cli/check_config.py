@@ -58,8 +58,6 @@ def _listing(loaded: LoadedConfig) -> Iterator[str]:
             ["release", peer.release],
         ]
         yield sxp.show(row_value)
-    for rename in loaded.config.maps:
-        yield sxp.show([rename.kind, rename.old, rename.new])
 
 
 def _as_sxp(value: sxp.SxpValue) -> sxp.SxpValue:
