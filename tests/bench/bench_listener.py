@@ -2,7 +2,8 @@
 
     python -m tests.bench.bench_listener
 
-Each row is 200 questions, each on a connection of its own, from another process than the daemon.
+Each row is 200 questions, each on a connection of its own. Daemon, attackers and who asks are
+three processes.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ import socket
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import TypeAlias
 
 QUESTIONS = 200
 PORT_WAIT_S = 30.0
+
+
+# Attacks a port, in a process of its own; says when it has begun, and ends when it is told to.
+Attack: TypeAlias = Callable[[int, Event, Event], None]
 
 
 def main() -> None:
@@ -35,20 +41,22 @@ def main() -> None:
             _row(name, attack, Path(root))
 
 
-def _row(name: str, attack: Callable[[int, threading.Event], None], root: Path) -> None:
+def _row(name: str, attack: Attack, root: Path) -> None:
     context = multiprocessing.get_context("spawn")
     near, far = context.Pipe()
     server = context.Process(target=_serve, args=(str(root), far), daemon=True)
     server.start()
     port = near.recv() if near.poll(PORT_WAIT_S) else sys.exit("the host does not start")
-    stop = threading.Event()
-    thread = threading.Thread(target=attack, args=(port, stop))
-    thread.start()
+    stop, begun = context.Event(), context.Event()
+    attacker = context.Process(target=attack, args=(port, begun, stop), daemon=True)
+    attacker.start()
+    if not begun.wait(PORT_WAIT_S):
+        sys.exit("the attack does not begin")
     try:
         times_ms = sorted(_ask(port) * 1000 for _ in range(QUESTIONS))
     finally:
         stop.set()
-        thread.join()
+        attacker.join()
         near.send(None)
         server.join()
     print(
@@ -85,12 +93,14 @@ def _ask(port: int) -> float:
     return time.perf_counter() - began_s
 
 
-def _idle(port: int, stop: threading.Event) -> None:
+def _idle(port: int, begun: Event, stop: Event) -> None:
+    begun.set()
     stop.wait()
 
 
-def _slow_loris(port: int, stop: threading.Event) -> None:
+def _slow_loris(port: int, begun: Event, stop: Event) -> None:
     socks = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(500)]
+    begun.set()
     while not stop.wait(0.05):
         for sock in socks:
             with suppress(OSError):
@@ -99,16 +109,18 @@ def _slow_loris(port: int, stop: threading.Event) -> None:
         sock.close()
 
 
-def _flood(port: int, stop: threading.Event) -> None:
+def _flood(port: int, begun: Event, stop: Event) -> None:
+    begun.set()
     while not stop.is_set():
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 10) as sock:
             sock.send(b"x\n" * 50)
 
 
-def _stalled(port: int, stop: threading.Event) -> None:
+def _stalled(port: int, begun: Event, stop: Event) -> None:
     socks = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(8)]
     for sock in socks:
         sock.sendall(b"receive\nLinuxGuestRecord")
+    begun.set()
     stop.wait()
     for sock in socks:
         sock.close()
@@ -117,7 +129,7 @@ def _stalled(port: int, stop: threading.Event) -> None:
 ATTACKS = {
     "idle": _idle,
     "500 connections trickle blanks": _slow_loris,
-    "one thread connects and errs": _flood,
+    "one peer connects and errs": _flood,
     "8 migrations stall in their config": _stalled,
 }
 
