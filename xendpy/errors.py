@@ -109,7 +109,7 @@ class ChannelTimeout(ChannelError):
     """The peer was silent for `after_s` seconds while we were `doing` something."""
 
     def __init__(self, doing: str, *, after_s: float, peer: str = "") -> None:
-        super().__init__(f"timed out after {after_s:g} s while {doing}", peer=peer)
+        super().__init__(f"timed out after {round(after_s, 2):g} s while {doing}", peer=peer)
         self.doing = doing
         self.after_s = after_s
 

@@ -59,7 +59,8 @@ class Sender:
     """One migration out of an old xend; blocking.
 
     `before_end` is called when the payload is with the kernel, before the guest is destroyed or
-    the connection closed: the time a real xend spends taking the guest down.
+    the connection closed: the time a real xend spends taking the guest down. `buffer_bytes`: what
+    the kernel may hold of it, so that a small guest is not sent before anybody has looked at it.
     """
 
     def __init__(
@@ -69,16 +70,20 @@ class Sender:
         *,
         before_end: Callable[[], None] = lambda: None,
         timeout_s: float = 120.0,
+        buffer_bytes: int = 0,
     ) -> None:
         self._address = address
         self._release = RELEASES[release]
         self._before_end = before_end
         self._timeout_s = timeout_s
+        self._buffer_bytes = buffer_bytes
 
     def migrate(self, payload: bytes, *, cut: int | None = None) -> Report:
         """Send `payload`; `cut` = the connection ends after so many bytes of it."""
         report = Report()
         with socket.create_connection(self._address, timeout=self._timeout_s) as sock:
+            if self._buffer_bytes:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._buffer_bytes)
             sock.send(b"receive\n")
             try:
                 report.reply = sock.recv(80)
