@@ -34,7 +34,7 @@ _DEFAULTS: tuple[tuple[str, str], ...] = (
 )
 _IMAGE_DEFAULTS = (("superpages", "0"), ("pci", None), ("nomigrate", "0"), ("tsc_mode", "0"))
 # Only `xm` reads these, or the guest is built from them and they mean nothing afterwards.
-_IGNORED = frozenset(("s3_integrity", "oos", "domid", "status", "state", "vcpu_avail"))
+_IGNORED = frozenset(("s3_integrity", "oos", "domid", "status", "state"))
 
 
 def new_config(value: object) -> DomainConfig:

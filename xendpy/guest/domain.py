@@ -98,6 +98,13 @@ class DomainConfig:
             raw=raw,
         )
 
+    @property
+    def online_vcpus(self) -> int:
+        """How many of the vcpus a guest starts with: `vcpu_avail` is a mask of them."""
+        mask = self.text("vcpu_avail").rstrip("L")
+        online = int(mask).bit_count() if re.fullmatch(r"\d{1,40}", mask) else self.vcpus
+        return min(max(online, 1), self.vcpus)
+
     def image(self) -> sxp.SxpList:
         """Return the image list, `['linux', ['kernel', ...], ...]`, or an empty one."""
         value = sxp.child_value(self.tree, "image")

@@ -287,7 +287,7 @@ def summary(guest: Resting | Executing | Incoming) -> DomainSummary:
         memory_mib=config.memory_mib,
         maxmem_mib=config.maxmem_mib,
         vcpus=config.vcpus,
-        online_vcpus=config.vcpus,
+        online_vcpus=config.online_vcpus,
         cpu_time_s=cpu_time_s,
         start_time_s=start_time_s,
         config=config,

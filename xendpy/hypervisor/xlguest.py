@@ -143,7 +143,7 @@ def read_guest(config: DomainConfig, rules: GuestRules) -> XlGuest:
         memory_mib=config.memory_mib,
         maxmem_mib=config.maxmem_mib,
         vcpus=config.vcpus,
-        online_vcpus=reader.online_vcpus(),
+        online_vcpus=config.online_vcpus,
         affinity=reader.affinity(),
         weight=_number(config.text("cpu_weight")),
         cap=_number(config.text("cpu_cap")),
@@ -194,11 +194,6 @@ class _Reader:
         if value not in ACTIONS:
             raise DomainError(self._config.name, f"{key} {value} is not known")
         return ACTIONS[value]
-
-    def online_vcpus(self) -> int:
-        mask = self._config.text("vcpu_avail").rstrip("L")
-        online = int(mask).bit_count() if re.fullmatch(r"\d{1,40}", mask) else self._config.vcpus
-        return min(max(online, 1), self._config.vcpus)
 
     def affinity(self) -> tuple[tuple[int, ...], ...]:
         """Return the cpus of each vcpu; none at all unless every one of them is bound."""

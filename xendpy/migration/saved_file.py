@@ -147,6 +147,18 @@ def restore_file(
             return session.complete()
 
 
+def saved_config(path: Path) -> DomainConfig:
+    """Return the configuration of the guest that a save file holds.
+
+    Raises:
+        HypervisorError: the file cannot be read.
+        StreamError: it is not a save file, or a damaged one.
+    """
+    with existing_file(path) as fd:
+        config, _ = _read_head(fd, FileSource(fd))
+        return config
+
+
 def _read_head(fd: int, source: FileSource) -> tuple[DomainConfig, Steps[None]]:
     """Return the configuration and the decoder of the image behind it: xend's, or xl's."""
     if kind_of(os.pread(fd, 64, 0)) is not FileKind.XL:

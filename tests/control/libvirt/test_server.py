@@ -6,22 +6,17 @@ import asyncio
 import random
 import resource
 import socket
-import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.control.fakes import FakeHypervisor, guest_config
-from xendpy.config import XendConfig
-from xendpy.control.dialling import Dialler
-from xendpy.control.guests import Guests
+from tests.control.libvirt.client import DEADLINE_S, OPEN, Client
 from xendpy.control.libvirt.layouts import KNOWN, LAYOUTS
 from xendpy.control.libvirt.server import MAX_CLIENTS, TABLE, LibvirtServer
 from xendpy.control.libvirt.session import Host
 from xendpy.control.libvirt.wire import (
-    HEADER,
     KEEPALIVE_PROGRAM,
     LENGTH,
     PING,
@@ -34,96 +29,10 @@ from xendpy.control.libvirt.wire import (
     message,
 )
 from xendpy.control.libvirt.xdr import Reader, Writer
-from xendpy.control.migrations import Migrations
-from xendpy.control.transfers import Transfers
-from xendpy.control.wiring import relocation_settings
-from xendpy.hypervisor.durable import Durable
-from xendpy.migration.handover import Journal
-from xendpy.paths import Paths
 from xendpy.relocation.hosts import HostsAllow
 
-DEADLINE_S = 120.0
-OPEN, HOSTNAME, SAVE = 1, 59, 55
+HOSTNAME, SAVE = 59, 55
 UUID = guest_config("web1").uuid
-
-
-@pytest.fixture
-def host(guests: Guests, tmp_path: Path) -> Host:
-    paths = Paths(tmp_path)
-    journal = Journal(tmp_path / "migrations", Durable(), time.time)
-    migrations = Migrations()
-    dialler = Dialler("a host", XendConfig, paths)
-    return Host(
-        guests=guests,
-        transfers=Transfers(guests, journal, migrations, dialler),
-        migrations=migrations,
-        relocation=lambda: relocation_settings(XendConfig(), paths),
-        host_name=lambda: "et-virt07",
-        max_guest_memory_mib=lambda: 0,
-    )
-
-
-@pytest.fixture
-async def sockets(
-    host: Host, hypervisor: FakeHypervisor, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> AsyncIterator[Path]:
-    """A server's directory; whatever came, no call of it failed in a way of its own."""
-    hypervisor.add(guest_config("web1"))
-    async with LibvirtServer(host) as server:
-        await server.listen_unix(tmp_path / "run")
-        yield tmp_path / "run"
-    assert not [record for record in caplog.records if record.exc_info]
-
-
-@dataclass
-class Client:
-    """A client that need not keep to the rules."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    serial: int = 0
-
-    @classmethod
-    async def connect(cls, directory: Path) -> Client:
-        return cls(*await asyncio.open_unix_connection(directory / "virtxend-sock"))
-
-    async def opened(self) -> Client:
-        answer = await self.call(OPEN, Writer().opt_string(None).u32(0).data())
-        assert answer.status == Status.OK
-        return self
-
-    def send(self, packet: Packet) -> None:
-        self.writer.write(packet.encode())
-
-    def begin(self, procedure: int, body: bytes = b"") -> None:
-        self.serial += 1
-        self.send(Packet(REMOTE_PROGRAM, 1, procedure, Type.CALL, self.serial, Status.OK, body))
-
-    async def receive(self) -> Packet:
-        async with asyncio.timeout(DEADLINE_S):
-            (length,) = LENGTH.unpack(await self.reader.readexactly(LENGTH.size))
-            data = await self.reader.readexactly(length - LENGTH.size)
-        return Packet(*HEADER.unpack_from(data), data[HEADER.size :])
-
-    async def call(self, procedure: int, body: bytes = b"") -> Packet:
-        """Call, and return the answer; events are passed over."""
-        self.begin(procedure, body)
-        while (answer := await self.receive()).type == Type.MESSAGE:
-            pass
-        assert (answer.type, answer.serial) == (Type.REPLY, self.serial)
-        assert answer.procedure == procedure
-        return answer
-
-    async def ended(self) -> bool:
-        """Wait for the server to end the connection; False if it says something first."""
-        async with asyncio.timeout(DEADLINE_S):
-            try:
-                return await self.reader.read(1) == b""
-            except ConnectionError:
-                return True
-
-    def close(self) -> None:
-        self.writer.close()
 
 
 async def check_served(directory: Path) -> None:

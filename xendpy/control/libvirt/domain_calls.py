@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 
 from xendpy.control.events import EventKind
 from xendpy.control.guests import MIGRATED
-from xendpy.control.libvirt.domain_xml import to_xml
 from xendpy.control.libvirt.reasons import PAUSED, RUNNING, SHUTOFF
 from xendpy.control.libvirt.session import Handler, Procedure, Session
 from xendpy.control.libvirt.wire import Code
@@ -37,7 +36,6 @@ _STATS_KNOWN = _STATS_STATE | _STATS_CPU | _STATS_BALLOON | _STATS_VCPU
 _STATS_ENFORCE = 0x80000000
 _START_PAUSED = 0x1
 _UNDEFINE_MANAGED_SAVE = 0x1
-_RESTORE_PAUSED = 0x4
 
 
 def state_of(guest: DomainSummary) -> int:
@@ -71,14 +69,14 @@ def _autostart(session: Session, guest: DomainSummary) -> bool:
     return config is not None and config.text("on_xend_start", "ignore") == "start"
 
 
-def _has_managed_save(session: Session, guest: DomainSummary) -> bool:
+def has_managed_save(session: Session, guest: DomainSummary) -> bool:
     return guest.domid is None and session.guests.managed.checkpoint(guest.uuid).exists()
 
 
 def _wanted(session: Session, guest: DomainSummary, flags: int) -> bool:
     state = state_of(guest)
     active, persistent = guest.domid is not None, is_persistent(session, guest)
-    saved, autostart = _has_managed_save(session, guest), _autostart(session, guest)
+    saved, autostart = has_managed_save(session, guest), _autostart(session, guest)
     is_running = state in (RUNNING, BLOCKED)
     groups = (
         ((_ACTIVE, active), (_INACTIVE, not active)),
@@ -162,10 +160,6 @@ async def _info(session: Session, args: Reader) -> Writer:
     return writer.i32(guest.vcpus).u64(int(guest.cpu_time_s * 1e9))
 
 
-async def _xml(session: Session, args: Reader) -> Writer:
-    return Writer().string(to_xml(await find(session, args.domain())))
-
-
 async def _os_type(session: Session, args: Reader) -> Writer:
     guest = await find(session, args.domain())
     return Writer().string("hvm" if guest.config.guest_type is GuestType.HVM else "linux")
@@ -190,22 +184,6 @@ async def _set_autostart(session: Session, args: Reader) -> Writer:
         raise RpcError(Code.OPERATION_INVALID, "cannot set autostart for transient domain")
     changed = config.with_values(on_xend_start="start" if on else "ignore")
     await session.guests.workers.quick(session.guests.managed.put, changed)
-    return Writer()
-
-
-async def _managed_save_there(session: Session, args: Reader) -> Writer:
-    return Writer().i32(int(_has_managed_save(session, await find(session, args.domain()))))
-
-
-async def _managed_save(session: Session, args: Reader) -> Writer:
-    await session.guests.suspend(args.domain()[1])
-    return Writer()
-
-
-async def _managed_save_remove(session: Session, args: Reader) -> Writer:
-    guest = await find(session, args.domain())
-    checkpoint = session.guests.managed.checkpoint(guest.uuid)
-    await session.guests.workers.quick(lambda: checkpoint.unlink(missing_ok=True))
     return Writer()
 
 
@@ -287,7 +265,7 @@ async def _undefine_flags(session: Session, args: Reader) -> Writer:
 
 async def _forget(session: Session, domain: tuple[str, str, int], flags: int) -> Writer:
     guest = await find(session, domain)
-    if _has_managed_save(session, guest) and not flags & _UNDEFINE_MANAGED_SAVE:
+    if has_managed_save(session, guest) and not flags & _UNDEFINE_MANAGED_SAVE:
         raise RpcError(
             Code.OPERATION_INVALID, "Refusing to undefine while domain managed save image exists"
         )
@@ -302,6 +280,12 @@ async def undefine(session: Session, guest: DomainSummary) -> None:
     """Forget the configuration of a managed guest, which may run or have moved away."""
     await session.guests.workers.quick(session.guests.managed.remove, guest.uuid)
     session.guests.events.emit(EventKind.UNDEFINED, guest)
+
+
+async def _rename(session: Session, args: Reader) -> Writer:
+    domain, name = args.domain(), args.opt_string()
+    await session.guests.rename(domain[1], name or "")
+    return Writer().i32(0)
 
 
 async def _suspend(session: Session, args: Reader) -> Writer:
@@ -321,33 +305,6 @@ def _on_guest(act: Callable[[Session, str], Awaitable[None]]) -> Handler:
     return handler
 
 
-async def _save(session: Session, args: Reader) -> Writer:
-    domain, path = args.domain(), args.string()
-    await session.guests.save(domain[1], path)
-    return Writer()
-
-
-async def _save_flags(session: Session, args: Reader) -> Writer:
-    domain, path, xml = args.domain(), args.string(), args.opt_string()
-    if xml is not None:
-        raise RpcError(Code.ARGUMENT_UNSUPPORTED, "another configuration cannot be saved")
-    await session.guests.save(domain[1], path)
-    return Writer()
-
-
-async def _restore(session: Session, args: Reader) -> Writer:
-    await session.guests.restore(args.string())
-    return Writer()
-
-
-async def _restore_flags(session: Session, args: Reader) -> Writer:
-    path, xml, flags = args.string(), args.opt_string(), args.u32()
-    if xml is not None:
-        raise RpcError(Code.ARGUMENT_UNSUPPORTED, "another configuration cannot be restored")
-    await session.guests.restore(path, paused=bool(flags & _RESTORE_PAUSED))
-    return Writer()
-
-
 _reboot = _on_guest(lambda session, uuid: session.guests.reboot(uuid))
 _shutdown = _on_guest(lambda session, uuid: session.guests.shutdown(uuid))
 _destroy = _on_guest(lambda session, uuid: session.guests.destroy(uuid))
@@ -358,7 +315,6 @@ TABLE = {
     10: Procedure("DOMAIN_CREATE_XML", _create_xml),
     11: Procedure("DOMAIN_DEFINE_XML", _define),
     12: Procedure("DOMAIN_DESTROY", _destroy),
-    14: Procedure("DOMAIN_GET_XML_DESC", _xml, True),
     15: Procedure("DOMAIN_GET_AUTOSTART", _get_autostart, True),
     16: Procedure("DOMAIN_GET_INFO", _info, True),
     19: Procedure("DOMAIN_GET_OS_TYPE", _os_type, True),
@@ -375,22 +331,16 @@ TABLE = {
     35: Procedure("DOMAIN_UNDEFINE", _undefine),
     37: Procedure("CONNECT_LIST_DOMAINS", _live_ids, True),
     51: Procedure("CONNECT_NUM_OF_DOMAINS", _live_count, True),
-    54: Procedure("DOMAIN_RESTORE", _restore),
-    55: Procedure("DOMAIN_SAVE", _save),
     150: Procedure("DOMAIN_IS_ACTIVE", _is_active, True),
     151: Procedure("DOMAIN_IS_PERSISTENT", _is_persistent, True),
-    182: Procedure("DOMAIN_MANAGED_SAVE", _managed_save),
-    183: Procedure("DOMAIN_HAS_MANAGED_SAVE_IMAGE", _managed_save_there, True),
-    184: Procedure("DOMAIN_MANAGED_SAVE_REMOVE", _managed_save_remove),
     196: Procedure("DOMAIN_CREATE_WITH_FLAGS", _start_flags),
     212: Procedure("DOMAIN_GET_STATE", _state, True),
     231: Procedure("DOMAIN_UNDEFINE_FLAGS", _undefine_flags),
-    232: Procedure("DOMAIN_SAVE_FLAGS", _save_flags),
-    233: Procedure("DOMAIN_RESTORE_FLAGS", _restore_flags),
     234: Procedure("DOMAIN_DESTROY_FLAGS", _destroy),
     258: Procedure("DOMAIN_SHUTDOWN_FLAGS", _shutdown),
     273: Procedure("CONNECT_LIST_ALL_DOMAINS", _list_all, True),
     344: Procedure("CONNECT_GET_ALL_DOMAIN_STATS", _stats, True),
     350: Procedure("DOMAIN_DEFINE_XML_FLAGS", _define),
+    358: Procedure("DOMAIN_RENAME", _rename),
     426: Procedure("DOMAIN_GET_MESSAGES", _messages, True),
 }

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from xml.etree import ElementTree
-from xml.etree.ElementTree import Element, SubElement
-
 from xendpy.control.domain_sxp import Tree
+from xendpy.control.libvirt.hardware_calls import bit_map
+from xendpy.control.libvirt.host_xml import MACHINES, guest_xml, host_xml
 from xendpy.control.libvirt.session import Procedure, Session
 from xendpy.control.libvirt.wire import Code
 from xendpy.control.libvirt.xdr import Reader, Writer
@@ -22,6 +21,7 @@ FEATURES = frozenset(
 )  # fmt: skip
 OPEN_READ_ONLY = 1
 EVENT_ID_LIFECYCLE = 0
+ALL_CELLS = -1
 MAX_VCPUS = 4096
 
 
@@ -96,23 +96,44 @@ async def _free_memory(session: Session, args: Reader) -> Writer:
 
 async def _capabilities(session: Session, args: Reader) -> Writer:
     info = await _info(session)
-    kinds = sorted((await session.guests.capabilities()).guest_types)
-    root = Element("capabilities")
-    host = SubElement(root, "host")
-    cpu = SubElement(host, "cpu")
-    SubElement(cpu, "arch").text = str(info["machine"])
-    SubElement(host, "power_management")
-    features = SubElement(host, "migration_features")
-    SubElement(features, "live")
-    for kind in kinds:
-        guest = SubElement(root, "guest")
-        SubElement(guest, "os_type").text = "hvm" if kind == "hvm" else "xen"
-        arch = SubElement(guest, "arch", {"name": "x86_64"})
-        SubElement(arch, "wordsize").text = "64"
-        SubElement(arch, "machine").text = "xenfv" if kind == "hvm" else "xenpv"
-        SubElement(arch, "domain", {"type": "xen"})
-    ElementTree.indent(root)
-    return Writer().string(ElementTree.tostring(root, encoding="unicode"))
+    kinds = (await session.guests.capabilities()).guest_types
+    return Writer().string(host_xml(str(info["machine"]), _int(info["total_memory"]), kinds))
+
+
+async def _domain_capabilities(session: Session, args: Reader) -> Writer:
+    _emulator, arch, machine, kind = (args.opt_string() for _ in range(4))
+    if kind not in (None, "xen") or arch not in (None, "x86_64"):
+        raise RpcError(Code.INVALID_ARG, f"no guests of type {kind} and architecture {arch}")
+    machines = [MACHINES[kind] for kind in (await session.guests.capabilities()).guest_types]
+    if machine not in (None, *machines):
+        raise RpcError(Code.INVALID_ARG, f"no machine {machine}: {' or '.join(machines)} is")
+    return Writer().string(guest_xml(machine or max(machines), MAX_VCPUS))
+
+
+async def _cells_free_memory(session: Session, args: Reader) -> Writer:
+    first, most = args.i32(), args.i32()
+    if first != 0 or most < 1:
+        raise RpcError(Code.INVALID_ARG, f"no cell {first}: the host is the one cell 0")
+    return Writer().u32(1).u64(_int((await _info(session))["free_memory"]) << 20)
+
+
+async def _memory_figures(session: Session, args: Reader) -> Writer:
+    wanted, cell = args.i32(), args.i32()
+    if cell not in (ALL_CELLS, 0):
+        raise RpcError(Code.INVALID_ARG, f"no cell {cell}: the host is the one cell 0")
+    info = await _info(session)
+    figures = [(name, _int(info[f"{name}_memory"]) << 10) for name in ("total", "free")]
+    shown = figures if wanted else []
+    writer = Writer().u32(len(shown))
+    for name, kib in shown:
+        writer.string(name).u64(kib)
+    return writer.i32(len(figures))
+
+
+async def _cpu_map(session: Session, args: Reader) -> Writer:
+    count = session.guests.host.nr_cpus()
+    bits = bit_map(range(count), -(-count // 8)) if args.i32() else b""
+    return Writer().opaque(bits).u32(count).i32(count)
 
 
 async def _no_security_model(session: Session, args: Reader) -> Writer:
@@ -150,16 +171,20 @@ TABLE = {
     59: Procedure("CONNECT_GET_HOSTNAME", _host_name, True),
     60: Procedure("CONNECT_SUPPORTS_FEATURE", _supports_feature, True),
     66: Procedure("AUTH_LIST", _auth_list, True),
+    101: Procedure("NODE_GET_CELLS_FREE_MEMORY", _cells_free_memory, True),
     102: Procedure("NODE_GET_FREE_MEMORY", _free_memory, True),
     110: Procedure("CONNECT_GET_URI", _uri, True),
     122: Procedure("NODE_GET_SECURITY_MODEL", _no_security_model, True),
     149: Procedure("CONNECT_IS_SECURE", _is_secure, True),
     157: Procedure("CONNECT_GET_LIB_VERSION", _lib_version, True),
+    228: Procedure("NODE_GET_MEMORY_STATS", _memory_figures, True),
     283: Procedure("CONNECT_LIST_ALL_NETWORKS", _empty_list, True),
     284: Procedure("CONNECT_LIST_ALL_INTERFACES", _empty_list, True),
     285: Procedure("CONNECT_LIST_ALL_NODE_DEVICES", _empty_list, True),
     286: Procedure("CONNECT_LIST_ALL_NWFILTERS", _empty_list, True),
     287: Procedure("CONNECT_LIST_ALL_SECRETS", _empty_list, True),
+    293: Procedure("NODE_GET_CPU_MAP", _cpu_map, True),
     316: Procedure("CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY", _register_event, True),
     317: Procedure("CONNECT_DOMAIN_EVENT_CALLBACK_DEREGISTER_ANY", _deregister_event, True),
+    342: Procedure("CONNECT_GET_DOMAIN_CAPABILITIES", _domain_capabilities, True),
 }

@@ -17,7 +17,15 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from xendpy.control.libvirt import domain_calls, host_calls, migrate_calls, storage_calls
+from xendpy.control.libvirt import (
+    domain_calls,
+    hardware_calls,
+    host_calls,
+    migrate_calls,
+    saved_calls,
+    storage_calls,
+    xml_calls,
+)
 from xendpy.control.libvirt.session import Host, Procedure, Session
 from xendpy.errors import RelocationError
 from xendpy.relocation.admission import Names, full_name
@@ -34,6 +42,9 @@ log = logging.getLogger(__name__)
 TABLE: Mapping[int, Procedure] = {
     **host_calls.TABLE,
     **domain_calls.TABLE,
+    **xml_calls.TABLE,
+    **hardware_calls.TABLE,
+    **saved_calls.TABLE,
     **migrate_calls.TABLE,
     **storage_calls.TABLE,
 }

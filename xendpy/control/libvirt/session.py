@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from xendpy.control.events import Event
 from xendpy.control.guests import Guests
+from xendpy.control.libvirt.absent import foreign, not_served
 from xendpy.control.libvirt.layouts import check_arguments
 from xendpy.control.libvirt.lifecycle import EVENT_LIFECYCLE, lifecycle_body
 from xendpy.control.libvirt.pools import Pool
@@ -117,6 +118,8 @@ class Session:
     _calls: int = 0
     _callbacks: dict[int, str | None] = field(default_factory=dict)
     _last_callback: int = 0
+    _last_call: str = ""
+    _repeats: int = 0  # of that call, since the log told of it
 
     def __post_init__(self) -> None:
         self.view = View(self.host.guests)
@@ -135,6 +138,7 @@ class Session:
             log.warning("libvirt client dropped: %s", error)
         finally:
             unsubscribe()
+            self._note("")
 
     def subscribe(self, uuid: str | None) -> int:
         """Have the client told of a guest's lifecycle, of every guest's for None.
@@ -193,15 +197,10 @@ class Session:
 
     def _procedure(self, packet: Packet) -> Procedure:
         if (packet.program, packet.version) != (REMOTE_PROGRAM, VERSION):
-            reason = f"program {packet.program:#x} version {packet.version} is not served"
-            raise RpcError(Code.NO_SUPPORT, reason)
+            raise foreign(packet.program, packet.version)
         procedure = self.table.get(packet.procedure)
         if procedure is None:
-            raise RpcError(
-                Code.NO_SUPPORT,
-                "this function is not supported by the connection driver:"
-                f" procedure {packet.procedure}",
-            )
+            raise not_served(packet.procedure)
         if not self.opened and packet.procedure not in BEFORE_OPEN:
             raise RpcError(Code.INVALID_CONN, "the connection is not open")
         if self.read_only and not procedure.looks:
@@ -213,8 +212,23 @@ class Session:
             raise RpcError(Code.OPERATION_FAILED, f"more than {MAX_CALLS} calls at a time")
         return procedure
 
+    def _note(self, call: str) -> None:
+        """Log a call; one that comes again and again is told of twice: at first, and how often.
+
+        `virsh list` of 1,000 guests asks 1,000 times for a state: a line each would push all else
+        out of the log, and cost more than the answers.
+        """
+        if call == self._last_call:
+            self._repeats += 1
+            return
+        if self._repeats:
+            log.debug("< libvirt %s, %d times more", self._last_call, self._repeats)
+        if call:
+            log.debug("< libvirt %s", call)
+        self._last_call, self._repeats = call, 0
+
     async def _answer(self, procedure: Procedure, packet: Packet) -> None:
-        log.debug("< libvirt %s", procedure.name)
+        self._note(procedure.name)
         try:
             check_arguments(packet.procedure, packet.body)
             if not procedure.looks:

@@ -7,7 +7,7 @@ program, version, procedure and serial; events and keepalive are messages with s
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
 
@@ -86,11 +86,16 @@ class Packet:
 
     def reply(self, body: bytes) -> Packet:
         """Return the answer to a call."""
-        return replace(self, type=Type.REPLY, status=Status.OK, body=body)
+        return self._answer(Status.OK, body)
 
     def error(self, error: RpcError) -> Packet:
         """Return the error that answers a call."""
-        return replace(self, type=Type.REPLY, status=Status.ERROR, body=error_body(error))
+        return self._answer(Status.ERROR, error_body(error))
+
+    def _answer(self, status: Status, body: bytes) -> Packet:
+        return Packet(
+            self.program, self.version, self.procedure, Type.REPLY, self.serial, status, body
+        )
 
 
 def message(procedure: int, body: bytes, program: int = REMOTE_PROGRAM) -> Packet:
@@ -116,8 +121,11 @@ async def read_packet(reader: asyncio.StreamReader, *, opened: bool = True) -> P
             be read.
     """
     try:
-        async with asyncio.timeout(None if opened else OPENING_DEADLINE_S):
+        if opened:
             first = await reader.readexactly(1)
+        else:
+            async with asyncio.timeout(OPENING_DEADLINE_S):
+                first = await reader.readexactly(1)
         async with asyncio.timeout(PACKET_DEADLINE_S):
             return await _rest(reader, first, MAX_PACKET if opened else MAX_OPENING)
     except (asyncio.IncompleteReadError, ConnectionError):

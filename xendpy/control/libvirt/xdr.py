@@ -10,7 +10,6 @@ import struct
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import TypeAlias, TypeVar
-from uuid import UUID
 
 from xendpy.errors import RpcError
 
@@ -50,13 +49,13 @@ class Reader:
         return piece
 
     def i32(self) -> int:
-        return int(struct.unpack(">i", self._take(4))[0])
+        return int.from_bytes(self._take(4), "big", signed=True)
 
     def u32(self) -> int:
-        return int(struct.unpack(">I", self._take(4))[0])
+        return int.from_bytes(self._take(4), "big")
 
     def u64(self) -> int:
-        return int(struct.unpack(">Q", self._take(8))[0])
+        return int.from_bytes(self._take(8), "big")
 
     def opaque(self, limit: int = MAX_STRING) -> bytes:
         """Return bytes of a length that comes first."""
@@ -79,7 +78,8 @@ class Reader:
         return self.optional(self.string)
 
     def uuid(self) -> str:
-        return str(UUID(bytes=self._take(UUID_BYTES)))
+        digits = self._take(UUID_BYTES).hex()
+        return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
     def domain(self) -> tuple[str, str, int]:
         """Return name, uuid and id of a `nonnull_domain`."""
@@ -138,7 +138,7 @@ class Writer:
         return self.u32(0) if text is None else self.u32(1).string(text)
 
     def uuid(self, text: str) -> Writer:
-        self._parts.append(UUID(text).bytes)
+        self._parts.append(bytes.fromhex(text.replace("-", "")))
         return self
 
     def domain(self, name: str, uuid: str, domid: int | None) -> Writer:

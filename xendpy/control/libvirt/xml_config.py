@@ -22,6 +22,7 @@ from xendpy.control.libvirt.domain_xml import (
 )
 from xendpy.control.libvirt.wire import Code
 from xendpy.errors import RpcError
+from xendpy.guest.domain import MAX_VCPUS
 from xendpy.hypervisor.testguest import KERNEL as TEST_KERNEL
 
 MAX_XML = 1 << 20
@@ -51,7 +52,7 @@ def from_xml(text: str) -> sxp.SxpList:
         ["uuid", _found(root, "uuid", str(uuid4()))],
         ["memory", str(min(current, memory))],
         ["maxmem", str(memory)],
-        ["vcpus", _found(root, "vcpu", "1")],
+        *_vcpus_of(root),
     ]
     for tag in (*(f"on_{event}" for event in ACTIONS), "bootloader", "bootloader_args"):
         if text := _found(root, tag, ""):
@@ -103,6 +104,20 @@ def _mib(root: Element, tag: str, default: int | None = None) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20) or unit not in _UNITS:
         raise _bad(f"<{tag}> {text} {unit} is no size")
     return int(text) * _UNITS[unit] >> 20
+
+
+def _vcpus_of(root: Element) -> Iterator[sxp.SxpList]:
+    element = root.find("vcpu")
+    most = _found(root, "vcpu", "1")
+    current = element.get("current") if element is not None else None
+    yield ["vcpus", most]
+    if current is None:
+        return
+    if not (
+        current.isdecimal() and most.isdecimal() and 0 < int(current) <= int(most) <= MAX_VCPUS
+    ):
+        raise _bad(f"<vcpu current='{current}'> of {most} cannot be")
+    yield ["vcpu_avail", str((1 << int(current)) - 1)]
 
 
 def _is_hvm(root: Element) -> bool:
