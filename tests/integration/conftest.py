@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.peers.hosts import Host, pair
+from tests.peers.virsh import MORE, clear, start
+
+
+@pytest.fixture(scope="module")
+def virsh_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
+    directory = tmp_path_factory.mktemp("virsh")
+    with pair(directory) as both:
+        for host in both:
+            file = host.root / "etc/xen/xend-config.sxp"
+            text = file.read_text().replace("(xendpy-libvirt-server no)\n", "")
+            file.write_text(text + MORE.format(address=host.address))
+            host.stop()
+            host.start()
+        yield both
+
+
+@pytest.fixture
+def virsh_guest(virsh_hosts: tuple[Host, Host], tmp_path: Path) -> Iterator[str]:
+    here, _ = virsh_hosts
+    start(here, tmp_path, extra="tick=0.05")
+    yield "testvm1"
+    clear(virsh_hosts)
