@@ -170,7 +170,7 @@ class Ownership:
             raise DomainStateError(
                 name,
                 f"Cannot {verb} domain '{name}': it was moved to {away.peer};"
-                f" --force does it all the same",
+                f" --force does it all the same (`xm {verb} --force`)",
                 actual="moved away",
             )
         self._journal.reclaim(away)
