@@ -15,6 +15,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from xendpy.relocation.server import RelocationServer
+
 # XendDomain.py >= 4.0, in other words: the value must stand in single quotes.
 ERROR_TEXT = re.compile(r"^\(err\s+\(type\s+(.+)\)\s+\(value\s+'(.+)'\)\)")
 PIECE = 1 << 16
@@ -131,6 +133,12 @@ class Sender:
         except OSError:
             return ""
         return f"{match[2]} (from {self._address[0]})" if match else ""
+
+
+def bound_buffers(server: RelocationServer, size: int) -> None:
+    """Let the kernel hold little of what peers send: a small guest is then like a large one."""
+    for listener in server._listeners:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
 class Background:

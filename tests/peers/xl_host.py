@@ -13,6 +13,7 @@ from typing import Any
 from tests.guests import guest, send_guest, span
 from tests.peers.fake_xl import FakeGuest, FakeXl
 from tests.peers.relocation_host import Recorded
+from tests.peers.xend import bound_buffers
 from xendpy.config import XendConfig
 from xendpy.control.dialling import Dialler, Order, choose_peer
 from xendpy.control.outbound import Outgoing, Sender
@@ -124,8 +125,8 @@ class XlHost:
 
 
 @asynccontextmanager
-async def listening(host: XlHost) -> AsyncIterator[XlHost]:
-    """Let `host` receive, on a port of its own."""
+async def listening(host: XlHost, *, buffer_bytes: int = 0) -> AsyncIterator[XlHost]:
+    """Let `host` receive, on a port of its own; `buffer_bytes`: see bound_buffers."""
     served = operations(
         host.config, host.hypervisor, host.journal, Landings(), host.hypervisor.host_id
     )
@@ -139,5 +140,7 @@ async def listening(host: XlHost) -> AsyncIterator[XlHost]:
         confirm=lambda name, address: True,
         audit=Audit(host.events.refuse),
     ) as server:
+        if buffer_bytes:
+            bound_buffers(server, buffer_bytes)
         host.port = server.port
         yield host
