@@ -243,7 +243,7 @@ ROWS = [
         a_guest_s_memory,
         err("at most 32 MiB are taken .xendpy-max-guest-memory"),
         "large needs 33 MiB",
-        FAILED + "33 MiB",
+        FAILED.replace(".*result", ".*name=large uuid=.*result") + "33 MiB",
     ),
     Row(
         the_size_of_a_configuration,

@@ -168,6 +168,8 @@ def test_refusal_reads_nothing_behind_the_config(
     assert text in str(outcome.error)
     assert source.offset <= len(HEAD)
     assert seen[-1].state is MigrationState.FAILED
+    named = "config" not in text and "line 1" not in text
+    assert seen[-1].name == ("web1" if named else "")  # the audit trail says who it was
 
 
 def test_guest_that_may_not_move_is_refused() -> None:

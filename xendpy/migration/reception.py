@@ -156,6 +156,7 @@ class Reception:
         """Take the guest in, and say what became of it. Raises nothing."""
         try:
             config = self._read_config()
+            self._progress = replace(self._progress, name=config.name, uuid=config.uuid)
             self._check(config)
             with self._hypervisor.restore(config) as session:
                 self._session = session
@@ -192,7 +193,6 @@ class Reception:
             raise DomainError(config.name, "cannot restore non-migratable domain")
 
     def _restore(self, config: DomainConfig, session: RestoreSession) -> Outcome:
-        self._progress = replace(self._progress, name=config.name, uuid=config.uuid)
         log_begin(self._progress)
         arrival = Arrival(session, self._recent, config, self._progress, self._publish)
         self._arrival = arrival
