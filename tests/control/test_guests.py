@@ -21,7 +21,7 @@ from xendpy.errors import (
     Unsupported,
     XendError,
 )
-from xendpy.guest.domain import DomainState, DomainSummary
+from xendpy.guest.domain import Domain, DomainState, DomainSummary
 
 Act = Callable[[Guests], Awaitable[object]]
 
@@ -311,9 +311,13 @@ async def test_only_managed_domains_are_suspended_and_deleted(
 class Sent:
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.takes_from: FakeHypervisor | None = None
 
     async def migrate(self, guest: DomainSummary, request: MigrateRequest) -> None:
         self.names.append(guest.name)
+        if self.takes_from is not None:
+            assert guest.domid is not None
+            self.takes_from.destroy(Domain(domid=guest.domid, uuid=guest.uuid, name=guest.name))
 
 
 async def test_migration_takes_the_managed_configuration_along(
@@ -331,9 +335,12 @@ async def test_migration_takes_the_managed_configuration_along(
     guests.managed.put(guest_config("web1"))
     await guests.migrate("web1", MigrateRequest(destination="b"))
     assert guests.managed.get(guest_config("web1").uuid) is not None
+    await guests.migrate("web1", home)  # to this very host: it is here afterwards as well
+    assert guests.managed.get(guest_config("web1").uuid) is not None
+    sent.takes_from = hypervisor
     await guests.migrate("web1", home)
     assert guests.managed.get(guest_config("web1").uuid) is None
-    assert sent.names == ["web1", "web1"]
+    assert sent.names == ["web1"] * 3
 
 
 async def test_node_info_is_of_this_host(guests: Guests) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import recorded, streams
-from tests.peers.hosts import Host, pair, until
+from tests.peers.hosts import TICKER, Host, pair, until
 from tests.peers.xend import Sender
 from tests.peers.xend_receiver import XendReceiver
 from xendpy.hypervisor import testguest_link
@@ -254,6 +254,33 @@ def test_moved_away_it_is_not_created_again_without_force(here: Host, there: Hos
     assert goes_on(here, "once")
     here.xm("destroy", "once")
     here.xm("create", f"{here.root}/once.cfg")  # it is this host's again
+
+
+def test_the_managed_configuration_moves_along(here: Host, there: Host) -> None:
+    file = here.root / "managed.cfg"
+    file.write_text(TICKER.format(name="testvm1", memory=16, extra="tick=0.05"))
+    here.xm("new", str(file))
+    here.xm("start", "testvm1")
+    here.xm("migrate", "--live", "-c", "testvm1", "et-virt08")
+    assert goes_on(there)
+    assert "testvm1" not in here.xm("list").stdout
+    there.xm("destroy", "testvm1")
+    there.xm("start", "testvm1")
+    there.xm("migrate", "--live", "testvm1", "et-virt07")
+    assert goes_on(here)
+    here.xm("destroy", "testvm1")
+    assert "testvm1" not in here.xm("list").stdout
+    there.xm("delete", "testvm1")
+
+
+def test_a_xend_s_managed_configuration_arrives(here: Host) -> None:
+    said, wanted = b"(change_home_server False)", b"(change_home_server True )"
+    wire = recorded.load(recorded.PV64)[0].replace(said, wanted, 1)
+    assert Sender((here.address, here.port)).migrate(wire).succeeded
+    (guest,) = until(here.guests, "the guest rests here")
+    here.xm("destroy", guest)
+    assert guest in here.xm("list").stdout
+    here.xm("delete", guest)
 
 
 def test_the_picture_of_a_migration(here: Host, tmp_path: Path) -> None:

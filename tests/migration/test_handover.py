@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,21 @@ def test_nobody_may_advance_an_entry_that_is_not_on_disk(tmp_path: Path) -> None
     book = Journal(tmp_path / "journal", Watching(), clock=lambda: 1.0)
     book.begin(entry(Direction.IN, entry_id="aa" * 16))
     assert seen == [None]
+
+
+def test_who_wants_to_know_hears_of_a_guest_that_is_ours(tmp_path: Path) -> None:
+    heard: list[tuple[str, bool]] = []
+    book = journal(tmp_path)
+    book.on_owned(
+        lambda told: heard.append((told.home, book.get(told.id, told.direction) == told))
+    )
+    begun = book.begin(replace(entry(Direction.IN), home="(domain)"))
+    book.advance(begun.id, Direction.IN, Step.RECEIVED)
+    assert heard == []
+    book.advance(begun.id, Direction.IN, Step.OWNED)
+    book.advance(begun.id, Direction.IN, Step.OWNED)  # as after a crash
+    book.advance(begun.id, Direction.IN, Step.RUNNING)
+    assert heard == [("(domain)", True)] * 2
 
 
 class FailingDisk(Durable):

@@ -120,6 +120,7 @@ async def receiving(
             journal=journal,
             limits=limits or ReceiveLimits(),
             eof_timeout_s=eof_timeout_s,
+            at_home=str,
         )
         operations = {"receive": operation}
         if settings.get("tls"):

@@ -242,7 +242,8 @@ class Guests(Lookup):
         with self.operations.begin(guest.uuid, guest.name, MIGRATED):
             yield guest
         self.events.emit(EventKind.MIGRATED, guest, request.destination)
-        if request.change_home_server:
+        came_back = any(item.uuid == guest.uuid for item in await self.live())
+        if request.change_home_server and not came_back:
             await self.workers.quick(self.managed.remove, guest.uuid)
             self.events.emit(EventKind.UNDEFINED, guest)
 

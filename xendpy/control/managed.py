@@ -7,6 +7,7 @@ A directory without a readable configuration is left alone, and said in the log.
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 from xendpy.errors import DomainError, DomainExists, SxpError
@@ -23,14 +24,15 @@ log = logging.getLogger(__name__)
 class ManagedDomains:
     """The managed configurations below `directory`, by uuid; every change is on disk first.
 
-    Calls that change something block on the disk and come one at a time. Those that ask may come
-    from any thread and see a snapshot.
+    Any thread may call. Calls that change something block on the disk; those that ask see a
+    snapshot.
     """
 
     def __init__(self, directory: Path, durable: Durable | None = None) -> None:
         self._directory = directory
         self._durable = durable or Durable()
         self._configs: dict[str, DomainConfig] = {}
+        self._turn = threading.Lock()
 
     def load(self) -> None:
         """Read what is there; nothing is created."""
@@ -58,19 +60,21 @@ class ManagedDomains:
             DomainExists: another managed domain has the name.
             OSError: it could not be written; the old one stays.
         """
-        other = self.by_name(config.name)
-        if other is not None and other.uuid != config.uuid:
-            raise DomainExists(config.name, f"VM name '{config.name}' already exists")
-        place = self._directory / config.uuid
-        self._durable.mkdir(place)
-        self._durable.write_file(place / _FILE, config.encode())
-        self._configs = {**self._configs, config.uuid: config}
+        with self._turn:
+            other = self.by_name(config.name)
+            if other is not None and other.uuid != config.uuid:
+                raise DomainExists(config.name, f"VM name '{config.name}' already exists")
+            place = self._directory / config.uuid
+            self._durable.mkdir(place)
+            self._durable.write_file(place / _FILE, config.encode())
+            self._configs = {**self._configs, config.uuid: config}
 
     def remove(self, uuid: str) -> None:
         """Forget a configuration, and its directory; nothing happens if there is none."""
-        if uuid in self._configs:
-            self._durable.remove_tree(self._directory / uuid)
-            self._configs = {key: item for key, item in self._configs.items() if key != uuid}
+        with self._turn:
+            if uuid in self._configs:
+                self._durable.remove_tree(self._directory / uuid)
+                self._configs = {key: item for key, item in self._configs.items() if key != uuid}
 
     def checkpoint(self, uuid: str) -> Path:
         """Return where `suspend` puts the memory of a managed domain, and `resume` finds it."""

@@ -44,6 +44,7 @@ from xendpy.errors import ConfigError, XendError
 from xendpy.hypervisor.base import Hypervisor
 from xendpy.hypervisor.durable import Durable
 from xendpy.migration.handover import Journal
+from xendpy.migration.home import settle
 from xendpy.paths import Paths
 from xendpy.relocation.admission import confirmed_name, full_name
 from xendpy.relocation.audit import Audit
@@ -130,6 +131,7 @@ class Service:
         self.migrations = Migrations(self._show_status)
         self.migrations.on_end(self._migration_ended)
         self._journal = Journal(paths.state_dir / "migrations", Durable(), time.time)
+        self._journal.on_owned(lambda entry: self._at_home(entry.home))
         self._landings = Landings()
         host_id = hypervisor.host_id
         dialler = Dialler(host_id, lambda: self._config, paths)
@@ -171,7 +173,12 @@ class Service:
     def _operations(self, config: XendConfig) -> Mapping[str, Operation]:
         hypervisor = self.guests.hypervisor
         return wiring.operations(
-            config, hypervisor, self._journal, self._landings, hypervisor.host_id
+            config,
+            hypervisor,
+            self._journal,
+            self._landings,
+            hypervisor.host_id,
+            self._at_home,
         )
 
     async def _serve(self, ready: Callable[[], None]) -> None:
@@ -302,6 +309,9 @@ class Service:
         """
         assert self._tasks is not None
         return self._tasks.create_task(_guarded(work))
+
+    def _at_home(self, home: str) -> None:
+        settle(home, self.guests.managed.put)
 
     def _migration_ended(self, migration: Migration) -> None:
         if migration.way is not Way.IN or not succeeded(migration):

@@ -21,6 +21,7 @@ from xendpy.control.resolver import Resolver
 from xendpy.errors import DomainError, MigrationError, XendError
 from xendpy.guest.domain import Domain, DomainSummary
 from xendpy.migration.handover import Direction, Entry, Journal, new_id
+from xendpy.migration.home import with_home
 from xendpy.migration.precopy import OnNoConvergence, PrecopyLimits
 from xendpy.migration.preflight import Check
 from xendpy.migration.send import CancelToken, MigrationPlan
@@ -206,6 +207,7 @@ class Transfers:
             sent = sent.with_values(node=request.node)
         if request.name:
             sent = sent.renamed(request.name)
+        sent = with_home(sent, moves=request.change_home_server)
         return Order(Domain(domid=guest.domid, uuid=guest.uuid, name=guest.name), sent, peer, plan)
 
     async def _run(self, outgoing: Outgoing) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from xendpy.config import XendConfig
@@ -54,9 +54,17 @@ def hosts_allow(config: XendConfig, paths: Paths) -> HostsAllow:
 
 
 def operations(
-    config: XendConfig, hypervisor: Hypervisor, journal: Journal, landings: Landings, host_id: str
+    config: XendConfig,
+    hypervisor: Hypervisor,
+    journal: Journal,
+    landings: Landings,
+    host_id: str,
+    at_home: Callable[[str], None],
 ) -> Mapping[str, Operation]:
-    """Return what a peer of the relocation port can ask for, by name."""
+    """Return what a peer of the relocation port can ask for, by name.
+
+    `at_home` is given the configuration of a guest that is to be managed here.
+    """
 
     limits = ReceiveLimits.of(config)
 
@@ -72,8 +80,8 @@ def operations(
         return [limits.guests.check(guest), *checks]
 
     return {
-        RECEIVE: ReceiveFromXend.of(config, hypervisor, journal),
-        SSLRECEIVE: ReceiveFromXend.of(config, hypervisor, journal, SSLRECEIVE),
+        RECEIVE: ReceiveFromXend.of(config, hypervisor, journal, at_home),
+        SSLRECEIVE: ReceiveFromXend.of(config, hypervisor, journal, at_home, SSLRECEIVE),
         incoming.OPERATION: ReceiveFromXendpy(
             hypervisor=hypervisor,
             journal=journal,

@@ -89,6 +89,7 @@ class Entry:
 
     `id` is 32 hex digits of a secret: who knows it may ask about the migration.
     `result` is empty until it is closed, then moved, kept, running, not-received or reclaimed.
+    `home` is the configuration, as it came, of a guest that is to be managed here as well.
     """
 
     id: str
@@ -108,6 +109,7 @@ class Entry:
     updated_s: float = 0.0
     reason: str = ""
     result: str = ""
+    home: str = ""
 
     @property
     def key(self) -> tuple[str, Direction]:
@@ -143,11 +145,19 @@ class Journal:
         # Guards the dictionary only; no I/O happens under it.
         self._lock = threading.Lock()
         self._turn = threading.Lock()
+        self._on_owned: list[Callable[[Entry], None]] = []
         durable.mkdir(directory)
         for path in sorted(directory.glob("*.json")):
             entry = _load(path)
             self._entries[entry.key] = entry
         self._prune()
+
+    def on_owned(self, listener: Callable[[Entry], None]) -> None:
+        """Have `listener` called when a guest that came in is this host's, once that is on disk.
+
+        In the thread that wrote it down. After a crash it is called once more.
+        """
+        self._on_owned.append(listener)
 
     def begin(self, entry: Entry) -> Entry:
         """Write a new entry down.
@@ -175,6 +185,13 @@ class Journal:
             MigrationError: the step may not follow; somebody else settled the migration.
             JournalError: it cannot be written; the entry stays at the step before.
         """
+        advanced = self._advance(entry_id, direction, step, reason)
+        if step is Step.OWNED:
+            for listener in self._on_owned:
+                listener(advanced)
+        return advanced
+
+    def _advance(self, entry_id: str, direction: Direction, step: Step, reason: str) -> Entry:
         # Held over the write: two threads may decide about one migration (its own connection and
         # a redialling source), and what is on disk first must be what counts.
         with self._turn:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from xendpy.config import XendConfig
 from xendpy.errors import ChannelAborted, ChannelError, StreamError, XendError
 from xendpy.hypervisor.base import Hypervisor
 from xendpy.migration.handover import Direction, Entry, Journal, Step, new_id
+from xendpy.migration.home import home_of
 from xendpy.migration.progress import log_end
 from xendpy.migration.reception import Received, ReceiveLimits, Reception
 from xendpy.relocation.channel import Channel, EofKind
@@ -41,6 +43,7 @@ class ReceiveFromXend:
     HVM guest, whose device-model record ends where the connection does. It counts as whole if it
     begins with its magic and the peer ended with FIN, over TLS as over the plain port.
 
+    `at_home` is given the configuration of each guest that came to be managed here.
     `eof_timeout_s` is for the sender's close after a whole stream, `unpause_delay_s` passes
     between that and the guest's start here.
     """
@@ -49,18 +52,25 @@ class ReceiveFromXend:
     journal: Journal
     limits: ReceiveLimits
     eof_timeout_s: float
+    at_home: Callable[[str], None]
     unpause_delay_s: float = 0.0
     word: str = RECEIVE
 
     @classmethod
     def of(
-        cls, config: XendConfig, hypervisor: Hypervisor, journal: Journal, word: str = RECEIVE
+        cls,
+        config: XendConfig,
+        hypervisor: Hypervisor,
+        journal: Journal,
+        at_home: Callable[[str], None],
+        word: str = RECEIVE,
     ) -> ReceiveFromXend:
         """Return the operation as the configuration file wants it."""
         return cls(
             word=word,
             hypervisor=hypervisor,
             journal=journal,
+            at_home=at_home,
             limits=ReceiveLimits.of(config),
             eof_timeout_s=config.eof_timeout_s,
             unpause_delay_s=config.unpause_delay_s,
@@ -104,6 +114,7 @@ class ReceiveFromXend:
         # xend >= 4.1 closes just before it destroys its copy.
         incoming.wait_stopped(self.unpause_delay_s)
         self._unpause(received)
+        self.at_home(home_of(received.config))
 
     def _doubt(self, peer: str, received: Received) -> None:
         """Journal that the sender may still have its copy: an operator settles it."""
@@ -117,6 +128,7 @@ class ReceiveFromXend:
                 uuid=config.uuid,
                 peer=peer,
                 reason="the sender has not closed its connection, its copy may still be there",
+                home=home_of(config),
             )
         )
         log.warning(

@@ -18,6 +18,7 @@ from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor.base import Hypervisor, RestoreSession
 from xendpy.migration.arrival import Arrival, Publish, RecentBytes
 from xendpy.migration.handover import Direction, Entry, Journal, Step
+from xendpy.migration.home import home_of
 from xendpy.migration.preflight import Check, Facts, failures
 from xendpy.migration.progress import MigrationProgress, MigrationState, log_begin, log_end
 from xendpy.migration.receive import drive
@@ -175,6 +176,7 @@ def _entry(
         peer_host_id=request.host_id,
         live=bool(plan.get("live")),
         local=local,
+        home=home_of(config),
     )
 
 
