@@ -91,7 +91,7 @@ def inactive(config: DomainConfig) -> DomainSummary:
         memory_mib=config.memory_mib,
         maxmem_mib=config.maxmem_mib,
         vcpus=config.vcpus,
-        online_vcpus=config.vcpus,
+        online_vcpus=config.online_vcpus,
         cpu_time_s=0.0,
         start_time_s=0.0,
         config=config,

@@ -14,6 +14,7 @@ from tests.recorded import HVM, PV64, load
 from xendpy import sxp
 from xendpy.control.libvirt.domain_xml import to_xml
 from xendpy.control.libvirt.xml_config import from_xml
+from xendpy.control.managed import inactive
 from xendpy.control.new_config import new_config
 from xendpy.errors import RpcError
 from xendpy.guest.domain import DomainConfig, DomainState, DomainSummary
@@ -157,3 +158,10 @@ def test_an_image_that_is_no_raw_one_keeps_its_driver() -> None:
     tree = from_xml(domain(DISK.format("", "<driver name='qemu' type='qcow2'/>")))
     device = next(item for item in tree if isinstance(item, list) and item[0] == "device")
     assert sxp.child_value(device[1], "uname") == "tap:qcow2:/a"
+
+
+def test_how_many_vcpus_a_guest_starts_with_goes_both_ways() -> None:
+    config = DomainConfig.parse(f"(domain {COMMON} (vcpu_avail 3) (image (linux)))".encode())
+    text = to_xml(inactive(config))
+    assert '<vcpu placement="static" current="2">4</vcpu>' in text
+    assert new_config(from_xml(text)).online_vcpus == 2
