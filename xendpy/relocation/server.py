@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from xendpy.errors import ChannelError, ChannelTimeout, PeerRefused
 from xendpy.migration.reception import start
@@ -32,6 +32,7 @@ from xendpy.relocation.channel import Channel
 from xendpy.relocation.from_xend import refuse as refuse_channel
 from xendpy.relocation.greeting import Greeting, turned_away
 from xendpy.relocation.handshake import Receive
+from xendpy.relocation.listen import BACKLOG
 from xendpy.relocation.listen_all import Listeners, places
 from xendpy.relocation.operation import Incoming, Operation, Operations
 from xendpy.relocation.server_peer import Admission, Peer, admit, converse, readable, refuse
@@ -159,18 +160,26 @@ class RelocationServer:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                sock, address = await loop.sock_accept(listener)
+                self._take(listener, *await loop.sock_accept(listener))
+                # All that wait: one at each turn of the loop let a flood of short connections
+                # queue before everybody else, where no limit for one peer reaches it.
+                for _ in range(BACKLOG):
+                    self._take(listener, *listener.accept())
+            except BlockingIOError:
+                continue
             except OSError as error:
                 self._warn("cannot accept a connection: %s", error)
                 # Out of descriptors or memory: the listener stays readable, and there is no
                 # event that says when a descriptor becomes free.
                 await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            if listener.family == socket.AF_UNIX:
-                self._welcome(Peer(sock, "", "the local socket"))
-            else:
-                tls = self._settings.tls if self._listeners.is_tls(listener) else None
-                self._welcome(Peer(sock, address[0], f"{address[0]}:{address[1]}", tls))
+
+    def _take(self, listener: socket.socket, sock: socket.socket, address: Any) -> None:
+        sock.setblocking(False)
+        if listener.family == socket.AF_UNIX:
+            self._welcome(Peer(sock, "", "the local socket"))
+        else:
+            tls = self._settings.tls if self._listeners.is_tls(listener) else None
+            self._welcome(Peer(sock, address[0], f"{address[0]}:{address[1]}", tls))
 
     def _welcome(self, peer: Peer) -> None:
         settings = self._settings
