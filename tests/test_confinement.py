@@ -38,6 +38,13 @@ def test_the_units_confine_the_daemon(mode: str, tmp_path: Path) -> None:
     assert exposure(tmp_path, store=mode == "store") <= LIMITS[mode]
 
 
+def test_the_unit_leaves_proc_xen_where_it_is() -> None:
+    # systemd.exec(5): these imply MountAPIVFS=, a fresh /proc without the mount of /proc/xen.
+    own_proc = "MountAPIVFS|RootDirectory|RootImage|ProcSubset|ProtectProc|ProtectControlGroups"
+    text = (UNITS / "xend.service").read_text()
+    assert not re.findall(rf"(?m)^(?:{own_proc}|ProtectKernelTunables)=.*", text)
+
+
 def test_descriptors_suffice_for_the_connections_that_are_allowed() -> None:
     limit = re.search(r"(?m)^LimitNOFILE=(\d+)$", (UNITS / "xend.service").read_text())
     assert limit and int(limit[1]) >= 4096

@@ -403,6 +403,15 @@ def test_auto_is_the_store_where_no_xen_is(tmp_path, monkeypatch):
     store.close()
 
 
+def test_a_xen_that_cannot_be_used_is_told_of(tmp_path, monkeypatch, caplog):
+    for name, text in (("capabilities", "\n"), ("type", "xen\n")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(opening_module, "XEN_CAPABILITIES", tmp_path / "capabilities")
+    monkeypatch.setattr(opening_module, "HYPERVISOR_TYPE", tmp_path / "type")
+    open_hypervisor("auto", Paths(tmp_path / "host")).close()
+    assert "capabilities does not say control_d" in caplog.text
+
+
 def test_pages_without_data_reach_xl(hypervisor):
     with hypervisor.restore(guest()) as session:
         send_all(session, opening())

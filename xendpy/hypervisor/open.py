@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from xendpy.errors import HypervisorError, HypervisorUnavailable
@@ -13,10 +14,11 @@ from xendpy.hypervisor.xlrules import GuestRules
 from xendpy.hypervisor.xltool import XlTool
 from xendpy.paths import Paths
 
+log = logging.getLogger(__name__)
+
 KINDS = ("auto", "store", "xl")
-
-
 XEN_CAPABILITIES = Path("/proc/xen/capabilities")
+HYPERVISOR_TYPE = Path("/sys/hypervisor/type")
 
 
 def open_hypervisor(
@@ -49,16 +51,23 @@ def open_hypervisor(
 def has_xl() -> bool:
     """Say whether this is the control domain of a Xen whose xl answers."""
     if not _is_control_domain():
+        if _read(HYPERVISOR_TYPE) == "xen":
+            log.warning("Xen is below, and %s does not say control_d", XEN_CAPABILITIES)
         return False
     try:
         XlTool().run(["info"])
-    except HypervisorError:
+    except HypervisorError as error:
+        log.warning("Xen is below, and xl does not answer: %s", error)
         return False
     return True
 
 
 def _is_control_domain() -> bool:
+    return "control_d" in _read(XEN_CAPABILITIES).split()
+
+
+def _read(path: Path) -> str:
     try:
-        return "control_d" in XEN_CAPABILITIES.read_text().split()
+        return path.read_text().strip()
     except OSError:
-        return False
+        return ""
