@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.lab.session import Session
+from tests.lab.session import Session, matching
 
 TOP = Path(__file__).parents[2]
 SOURCE = (
@@ -117,3 +117,4 @@ def show(session: Session) -> None:
     for host in session.hosts:
         host.run("cat install.log; xend --version; ls -l /usr/sbin/xend /usr/sbin/xm")
         host.run("systemctl --no-pager status xend")
+        matching("driver xl, ready", host.run("journalctl -u xend | tail -n 2"), "the log")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.lab import bootsector
-from tests.lab.recipe import ADDRESS, FILES, HOSTS, MASKED, NO_MODULES
+from tests.lab.recipe import ADDRESS, DISABLED, FILES, HOSTS, MASKED, NO_MODULES
 
 if TYPE_CHECKING:
     from tests.lab.build import Image
@@ -87,6 +87,9 @@ def _units(root: Path) -> None:
     for name in MASKED:
         (units / name).unlink(missing_ok=True)
         (units / name).symlink_to("/dev/null")
+    for name in DISABLED:
+        for link in units.glob(f"*.wants/{name}"):
+            link.unlink()
 
 
 def _settings(root: Path) -> None:
@@ -104,7 +107,7 @@ def _settings(root: Path) -> None:
     for path, text in texts.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
-    for directory in ("var/log/journal", "var/log/xen/console", "var/lib/libvirt/images"):
+    for directory in ("var/log/xen/console", "var/lib/libvirt/images"):
         (root / directory).mkdir(parents=True, exist_ok=True)
     with open(root / "etc/default/xen", "a") as file:
         file.write('XENCONSOLED_ARGS="--log=guest --log-dir=/var/log/xen/console"\n')
