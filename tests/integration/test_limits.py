@@ -7,6 +7,7 @@ memory is taken before, and the next good guest comes in.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import socket
 import struct
@@ -20,6 +21,7 @@ import pytest
 from tests.peers.hosts import Host, free_port, remove_guests, until
 from tests.peers.relocation_host import read_all
 from tests.streams import config, entries, envelope, hvm_image, pv_image, qemu_record
+from xendpy.relocation.frames import FrameType
 
 LIMITS = """
 (xendpy-max-connections 24)
@@ -204,6 +206,17 @@ def bytes_behind_a_guest(host: Host) -> bytes:
     return answer
 
 
+def a_frame_of_another_xendpy(host: Host) -> bytes:
+    with connect(host) as sock:
+        request = f"(version 1) (id {next(_numbers):032x}) (host-id {'0' * 36}) (features (v1))"
+        sock.sendall(f"(xendpy-receive {request})\n".encode())
+        assert sock.recv(200).startswith(b"(ready xendpy-receive")
+        plan = json.dumps({"live": False}).encode()
+        sock.sendall(struct.pack("<II", FrameType.PLAN, len(plan)) + plan)
+        sock.sendall(struct.pack("<II", FrameType.CONFIG, 4097))
+        return read_all(sock)
+
+
 @dataclass(frozen=True)
 class Row:
     """What is broken; what its peer, the log and the audit trail are to say of it."""
@@ -299,6 +312,7 @@ ROWS = [
         r"sent \d{8} bytes after the end of the stream",
         r"event=relocation .*name=chatty .*result=done",
     ),
+    Row(a_frame_of_another_xendpy, "4097", "4097", ""),
 ]
 
 

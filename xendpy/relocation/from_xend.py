@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from xendpy.config import XendConfig
-from xendpy.errors import ChannelAborted, ChannelError, StreamError, XendError
+from xendpy.errors import ChannelAborted, ChannelError, JournalError, StreamError, XendError
 from xendpy.hypervisor.base import Hypervisor
 from xendpy.migration.handover import Direction, Entry, Journal, Step, new_id
 from xendpy.migration.home import home_of
@@ -119,18 +119,22 @@ class ReceiveFromXend:
     def _doubt(self, peer: str, received: Received) -> None:
         """Journal that the sender may still have its copy: an operator settles it."""
         config = received.config
-        entry = self.journal.begin(
-            Entry(
-                id=new_id(),
-                direction=Direction.IN,
-                step=Step.RECEIVED,
-                name=config.name,
-                uuid=config.uuid,
-                peer=peer,
-                reason="the sender has not closed its connection, its copy may still be there",
-                home=home_of(config),
+        try:
+            entry = self.journal.begin(
+                Entry(
+                    id=new_id(),
+                    direction=Direction.IN,
+                    step=Step.RECEIVED,
+                    name=config.name,
+                    uuid=config.uuid,
+                    peer=peer,
+                    reason="the sender has not closed its connection, its copy may still be there",
+                    home=home_of(config),
+                )
             )
-        )
+        except JournalError as error:
+            log.error("%s stays paused, %s may still have it: %s", config.name, peer, error)
+            return
         log.warning(
             "%s stays paused: %s (%s); look there, then `xm migrations settle %s keep|discard`",
             config.name,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xendpy.errors import HandshakeError, MigrationError, XendError
+from xendpy.errors import ChannelTimeout, HandshakeError, MigrationError, XendError
 from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor.base import Hypervisor, RestoreSession
 from xendpy.migration.arrival import Arrival, Publish, RecentBytes
@@ -22,7 +22,7 @@ from xendpy.migration.home import home_of
 from xendpy.migration.preflight import Check, Facts, failures
 from xendpy.migration.progress import MigrationProgress, MigrationState, log_begin, log_end
 from xendpy.migration.receive import drive
-from xendpy.migration.reception import DEFAULT_RECEIVE_LIMITS, ReceiveLimits
+from xendpy.migration.reception import DEFAULT_RECEIVE_LIMITS, ReceiveLimits, explained
 from xendpy.relocation import frames, packing, stripes, sums
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.frames import FrameType, ImageAborted, ImageSource
@@ -146,10 +146,13 @@ def receive_from_xendpy(channel: Channel, request: Request, target: Target) -> E
     channel.send([ready])
     agree(channel, opening(request.id, request.host_id, request.features), ready)
     limits = target.limits
-    with channel.within(limits.config_timeout_s):
-        _, body = frames.recv_frame(channel, FrameType.PLAN)
-        plan = frames.parse_json(body)
-        _, raw = frames.recv_frame(channel, FrameType.CONFIG, limit=limits.max_config_bytes)
+    try:
+        with channel.within(limits.config_timeout_s):
+            _, body = frames.recv_frame(channel, FrameType.PLAN)
+            plan = frames.parse_json(body)
+            _, raw = frames.recv_frame(channel, FrameType.CONFIG, limit=limits.max_config_bytes)
+    except (HandshakeError, ChannelTimeout) as error:
+        raise _refuse(channel, str(error)) from error
     local = request.host_id == target.host_id
     config = _checked(channel, raw, plan, target, local=local)
     if plan.get("dry_run"):
@@ -233,8 +236,9 @@ def _take_image(channel: Channel, config: DomainConfig, entry: Entry, target: Ta
             session.complete()
             received = target.journal.advance(entry.id, Direction.IN, Step.RECEIVED)
             return _Arrived(received, arrival, landing)
-    except (XendError, ImageAborted) as error:
-        text = getattr(error, "reason", "") or str(error)
+    except Exception as error:
+        told = error if isinstance(error, ImageAborted) else explained(error)
+        text = getattr(told, "reason", "") or str(told)
         give_up(entry, target.journal, target.hypervisor, text)
         if not isinstance(error, ImageAborted):
             kind = FrameType.FAILED if arrival is not None else FrameType.REFUSED
