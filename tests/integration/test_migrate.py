@@ -227,6 +227,9 @@ def test_a_name_that_is_taken_there_is_refused_before_a_page(here: Host, there: 
     assert done.returncode == 1
     assert "VM name 'testvm1' already exists" in done.stderr and "goes on here" in done.stderr
     assert here.last()["pages"] == "0" and goes_on(here) and goes_on(there)
+    assert re.search(
+        r"event=relocation direction=in .*name=\S+ uuid=.* result=failed", there.log()
+    )
 
 
 def test_nobody_answers(here: Host) -> None:

@@ -195,6 +195,8 @@ def _checked(
     frames.send_json(channel, FrameType.CHECKS, {"checks": [check.to_json() for check in checks]})
     bad = failures(checks)
     if bad:
+        if not plan.get("dry_run"):  # the audit trail says which guest it was
+            target.publish(replace(target.progress, name=config.name, uuid=config.uuid))
         raise _refuse(channel, "; ".join(check.detail for check in bad))
     return config
 
