@@ -8,6 +8,7 @@ neighbours come before it goes.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections import deque
 
 from xendpy.guest.pages import PAGE_SHIFT
@@ -51,6 +52,11 @@ class WriteBack:
             low, high, nr_bytes = self._windows.popleft()
             self._pending -= nr_bytes
             self._flush(low, high, _WAIT_BEFORE | _WRITE | _WAIT_AFTER)
+            # Room for what comes next: a host with little memory keeps it for others, and pages
+            # that were in use a moment ago are cheaper to have again than new ones.
+            os.posix_fadvise(
+                self._fd, low << PAGE_SHIFT, (high - low) << PAGE_SHIFT, os.POSIX_FADV_DONTNEED
+            )
 
     def _flush(self, low: int, high: int, flags: int) -> None:
         # Failures (a file system without it, a disk error) show up again in the final fsync.
