@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from xendpy.guest import writeback as writeback_module
@@ -5,6 +7,18 @@ from xendpy.guest.writeback import WriteBack
 
 MIB = 1 << 20
 PAGES = 1024  # of a batch, 4 MiB
+
+
+@pytest.fixture
+def let_go(monkeypatch):
+    let_go = []
+
+    def record(_fd: int, offset: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED
+        let_go.append((offset // MIB, length // MIB))
+
+    monkeypatch.setattr(os, "posix_fadvise", record)
+    return let_go
 
 
 @pytest.fixture
@@ -19,7 +33,7 @@ def calls(monkeypatch):
     return calls
 
 
-def test_each_window_is_started_and_the_oldest_awaited(calls):
+def test_each_window_is_started_and_the_oldest_awaited_and_let_go(calls, let_go):
     write_back = WriteBack(-1)
     for batch in range(9 * 8):
         write_back.note(batch * PAGES, (batch + 1) * PAGES, PAGES)
@@ -27,6 +41,7 @@ def test_each_window_is_started_and_the_oldest_awaited(calls):
     waited = [offset for offset, _, flags in calls if flags == 7]
     assert started == [(32 * window, 32) for window in range(9)]
     assert waited == [0, 32, 64, 96]
+    assert let_go == [(offset, 32) for offset in waited]
 
 
 def test_scattered_pages_wait_until_they_are_many(calls):
@@ -38,7 +53,7 @@ def test_scattered_pages_wait_until_they_are_many(calls):
     assert calls == [(0, 1024, 2)]
 
 
-def test_never_are_more_than_256_mib_unsynced(calls):
+def test_never_are_more_than_256_mib_unsynced(calls, let_go):
     write_back = WriteBack(-1)
     for batch in range(200):
         scattered = batch % 50 > 25
