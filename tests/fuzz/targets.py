@@ -30,7 +30,7 @@ from xendpy.guest.pages import PAGE_SIZE, PageBatch, runs
 from xendpy.hypervisor.base import Capabilities, Placement
 from xendpy.migration.preflight import Facts, check_target
 from xendpy.migration.reception import ReceiveLimits
-from xendpy.relocation import frames, incoming, outgoing, resolve
+from xendpy.relocation import frames, incoming, resolve, to_xendpy
 from xendpy.relocation.frames import FrameType, ImageSource
 from xendpy.relocation.handshake import Handshake, Receive, parse_reply
 from xendpy.relocation.sums import FrameSums
@@ -159,12 +159,12 @@ def fuzz_answers(data: bytes) -> None:
     """Our own protocol, as a source hears it."""
     peer = _Peer(data)
     _, body = frames.recv_frame(peer, FrameType.CHECKS)
-    for check in outgoing.parse_checks(body):
+    for check in to_xendpy.parse_checks(body):
         check.to_json()
     frames.recv_frame(peer, FrameType.RESERVED, FrameType.REFUSED)
-    outgoing._expect(peer, FrameType.RECEIVED, 1)  # type: ignore[arg-type]  # no socket behind it
-    report = outgoing._expect(peer, FrameType.RUNNING, 1)  # type: ignore[arg-type]  # the same
-    assert math.isfinite(outgoing.resume_seconds(report))
+    to_xendpy._expect(peer, FrameType.RECEIVED, 1)  # type: ignore[arg-type]  # no socket behind it
+    report = to_xendpy._expect(peer, FrameType.RUNNING, 1)  # type: ignore[arg-type]  # the same
+    assert math.isfinite(to_xendpy.resume_seconds(report))
 
 
 def fuzz_xmlrpc(data: bytes) -> None:

@@ -128,7 +128,7 @@ class XlHost:
 async def listening(host: XlHost, *, buffer_bytes: int = 0) -> AsyncIterator[XlHost]:
     """Let `host` receive, on a port of its own; `buffer_bytes`: see bound_buffers."""
     served = operations(
-        host.config, host.hypervisor, host.journal, Landings(), host.hypervisor.host_id
+        host.config, host.hypervisor, host.journal, Landings(), host.hypervisor.host_id, str
     )
     async with RelocationServer(
         RelocationSettings(
