@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from xendpy import sxp
 from xendpy.control.new_config import new_config
 from xendpy.errors import DomainError, RpcError
 from xendpy.guest.domain import DomainConfig, GuestType
@@ -94,6 +95,14 @@ def test_odd_devices_are_passed_over() -> None:
     assert [name for name, _ in config.devices()] == ["console"]
 
 
+def test_cpuid_comes_as_a_struct() -> None:
+    leaves = {"1": {"ecx": "x" * 32}}
+    image = ["image", ["hvm", ["cpuid", {}], ["kernel", "hvmloader"]]]
+    config = new_config(["vm", ["name", "a"], ["memory", 64], ["cpuid", leaves], image])
+    assert sxp.child_value(config.tree, "cpuid") == [["1", [["ecx", "x" * 32]]]]
+    assert sxp.child_value(config.image(), "cpuid") == []
+
+
 BAD: list[tuple[Any, type[Exception], str]] = [
     ([], RpcError, "not a guest configuration"),
     ("vm", RpcError, "not a guest configuration"),
@@ -103,7 +112,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (["vm", ["name", "a b"], ["memory", 64]], DomainError, "Invalid VM Name"),
     (["vm", ["name", "a"], ["memory", 0]], DomainError, "memory must be"),
     (["vm", ["name", "a"]], DomainError, "memory"),
-    (["vm", ["name", {"a": 1}], ["memory", 64]], RpcError, "dict has no place in an sxp"),
+    (["vm", ["name", {1}], ["memory", 64]], RpcError, "set has no place in an sxp"),
 ]
 
 

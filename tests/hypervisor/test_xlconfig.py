@@ -123,6 +123,12 @@ def test_libxls_json_comes_back_after_a_trip_through_xends_configuration(name):
         assert ours.get(key) == theirs.get(key), key
 
 
+def test_video_memory_too_small_for_todays_qemu_is_left_to_xl():
+    assert "videoram = 8\n" in to_cfg(built(HVM.replace("storage-dom", "0")))
+    small = HVM.replace("storage-dom", "0").replace("(videoram 8)", "(videoram 4)")
+    assert "videoram" not in to_cfg(built(small))
+
+
 def test_a_pvh_guest_is_no_pv_guest_to_a_xend():
     config = parse_json((DATA / "pvh.json").read_bytes())
     assert config.guest_type is GuestType.HVM

@@ -65,6 +65,8 @@ def to_sxp(value: object) -> sxp.SxpValue:
     match value:
         case list() | tuple():
             return [to_sxp(item) for item in value]
+        case dict():  # xm sends cpuid so, of every HVM guest
+            return [[to_sxp(key), to_sxp(item)] for key, item in value.items()]
         case bool():
             return str(int(value))
         case int() | float() | str():

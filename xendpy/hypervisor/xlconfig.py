@@ -31,6 +31,9 @@ HVM_SWITCHES = {
     for key in ("pae", "viridian", "hpet", "vpt_align", "nographic", "usb", "xen_platform_pci")
 }
 
+# What libxl asks for with qemu-xen, by stdvga; xm's own default is 4 MiB.
+LEAST_VIDEO_MIB = {False: 8, True: 16}
+
 
 def to_json(guest: XlGuest) -> bytes:
     """Return libxl's JSON, with the NUL that a save file's header wants behind it."""
@@ -197,7 +200,7 @@ def _cfg_hvm(guest: XlGuest) -> Iterator[tuple[str, str]]:
         yield "timer_mode", _quoted(guest.timer_mode)
     numbers = {
         "rtc_timeoffset": guest.rtc_timeoffset,
-        "videoram": guest.video_mib,
+        "videoram": guest.video_mib if guest.video_mib >= LEAST_VIDEO_MIB[guest.stdvga] else 0,
         "shadow_memory": guest.shadow_mib,
     }
     yield from ((key, str(value)) for key, value in numbers.items() if value)
