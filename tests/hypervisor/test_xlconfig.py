@@ -11,7 +11,7 @@ from xendpy.config import MapKind, MapRow
 from xendpy.config_file import parse
 from xendpy.errors import ConfigError, DomainError, StreamError
 from xendpy.guest.domain import DomainConfig, GuestType
-from xendpy.hypervisor.xlconfig import to_cfg, to_json
+from xendpy.hypervisor.xlconfig import as_created, to_cfg, to_json
 from xendpy.hypervisor.xldisk import XlDisk, read_disk
 from xendpy.hypervisor.xlguest import XlType, read_guest
 from xendpy.hypervisor.xlrules import GuestRules
@@ -127,6 +127,14 @@ def test_video_memory_too_small_for_todays_qemu_is_left_to_xl():
     assert "videoram = 8\n" in to_cfg(built(HVM.replace("storage-dom", "0")))
     small = HVM.replace("storage-dom", "0").replace("(videoram 8)", "(videoram 4)")
     assert "videoram" not in to_cfg(built(small))
+
+
+def test_a_guest_that_was_created_here_tells_of_its_device_model():
+    text = HVM.replace("storage-dom", "0")
+    started = as_created(DomainConfig.parse(text.encode()))
+    assert built(text).device_model == "qemu-xen-traditional"
+    assert read_guest(started, RULES) == replace(built(text), device_model="qemu-xen")
+    assert as_created(DomainConfig.parse(PV.encode())).tree == DomainConfig.parse(PV.encode()).tree
 
 
 def test_a_pvh_guest_is_no_pv_guest_to_a_xend():

@@ -20,7 +20,7 @@ from xendpy.guest.domain import Domain, DomainConfig, DomainState
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.statelock import StateLock, host_id
 from xendpy.hypervisor.xladmission import Admission, Incoming
-from xendpy.hypervisor.xlconfig import to_cfg, to_json
+from xendpy.hypervisor.xlconfig import as_created, to_cfg, to_json
 from xendpy.hypervisor.xlguest import read_guest
 from xendpy.hypervisor.xlguests import XlGuests, as_domain, config_of
 from xendpy.hypervisor.xllist import AWAY, INCOMING, Listed, info, list_guests
@@ -182,7 +182,7 @@ class XlHypervisor(XlGuests):
             Note(
                 domid=domain.domid,
                 uuid=domain.uuid,
-                raw=config.encode().decode("latin-1"),
+                raw=as_created(config).encode().decode("latin-1"),
                 start_time_s=time.time(),
             )
         )

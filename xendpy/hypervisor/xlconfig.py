@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+from xendpy import sxp
+from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor import xlcpuid
 from xendpy.hypervisor.xldisk import XlDisk
 from xendpy.hypervisor.xlguest import (
@@ -154,6 +156,20 @@ def _flag(value: bool) -> str:
 def to_cfg(guest: XlGuest) -> str:
     """Return the text of an xl.cfg."""
     return "".join(f"{key} = {value}\n" for key, value in _cfg(guest))
+
+
+def as_created(config: DomainConfig) -> DomainConfig:
+    """Return the configuration of a guest that `to_cfg` has started, for those it moves to."""
+    if config.image()[:1] != ["hvm"]:
+        return config
+    said = [item for item in config.image() if not _is(item, "device_model_version")]
+    image: sxp.SxpValue = ["image", [*said, ["device_model_version", UPSTREAM]]]
+    tree = [image if _is(item, "image") else item for item in config.tree]
+    return DomainConfig.from_sxp(tree)
+
+
+def _is(item: sxp.SxpValue, key: str) -> bool:
+    return isinstance(item, list) and item[:1] == [key]
 
 
 def _cfg(guest: XlGuest) -> Iterator[tuple[str, str]]:
