@@ -21,6 +21,19 @@ UUID = "5f1d9a52-6d0c-4c4e-9a52-00000000be9c"
 HOST_ID = "6f3e2a1c-94d1-0c5b-2d57-3b1f0a6c9e10"
 
 
+class Busy(Journal):
+    """Between the look and the deed the guest's own connection comes a step on, once."""
+
+    quicker = False
+
+    def get(self, entry_id: str, direction: Direction) -> Entry | None:
+        found = super().get(entry_id, direction)
+        if self.quicker:
+            self.quicker = False
+            self.advance(entry_id, direction, Step.RECEIVED)
+        return found
+
+
 class Disk(Durable):
     full = False
 
@@ -117,4 +130,17 @@ def test_a_full_disk_answers_nothing_and_is_asked_again(
     assert ask(journal, hypervisor, entry, said) == (
         "running" if steps == RUNNING else "not-received"
     )
+    assert journal.open_entries() == []
+
+
+def test_a_guest_that_was_whole_in_that_moment_is_not_left_behind(
+    tmp_path: Path, hypervisor: StoreHypervisor
+) -> None:
+    journal = Busy(tmp_path / "busy", Durable(), time.time)
+    entry = arrived(journal)
+    journal.quicker = True
+    assert ask(journal, hypervisor, entry, Step.KEPT) == "received"  # and so it asks again
+    (left,) = journal.open_entries()
+    assert left.step is Step.RECEIVED
+    assert ask(journal, hypervisor, left, Step.KEPT) == "not-received"
     assert journal.open_entries() == []

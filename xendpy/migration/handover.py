@@ -175,30 +175,41 @@ class Journal:
             return self._put(replace(entry, number=number, created_s=now_s, updated_s=now_s))
 
     def advance(
-        self, entry_id: str, direction: Direction, step: Step, *, reason: str = ""
+        self,
+        entry_id: str,
+        direction: Direction,
+        step: Step,
+        *,
+        reason: str = "",
+        seen: Step | None = None,
     ) -> Entry:
         """Write down that a migration has come to `step`, and return the entry.
 
-        Coming again to the step it is at changes the reason at most.
+        Coming again to the step it is at changes the reason at most. `seen` is where the caller
+        has seen it, if what it decided is right from there alone.
 
         Raises:
-            MigrationError: the step may not follow; somebody else settled the migration.
+            MigrationError: the step may not follow, or it is not where it was seen; somebody else
+                was quicker.
             JournalError: it cannot be written; the entry stays at the step before.
         """
-        advanced = self._advance(entry_id, direction, step, reason)
+        advanced = self._advance(entry_id, direction, step, reason, seen)
         if step is Step.OWNED:
             for listener in self._on_owned:
                 listener(advanced)
         return advanced
 
-    def _advance(self, entry_id: str, direction: Direction, step: Step, reason: str) -> Entry:
+    def _advance(
+        self, entry_id: str, direction: Direction, step: Step, reason: str, seen: Step | None
+    ) -> Entry:
         # Held over the write: two threads may decide about one migration (its own connection and
         # a redialling source), and what is on disk first must be what counts.
         with self._turn:
             entry = self._known(entry_id, direction)
             if entry.step is step and not reason:
                 return entry
-            if entry.step is not step and step not in NEXT[entry.step]:
+            moved = seen is not None and entry.step is not seen
+            if moved or (entry.step is not step and step not in NEXT[entry.step]):
                 raise MigrationError(
                     f"migration {entry_id}: {step} may not follow {entry.step}",
                     migration_id=entry_id,

@@ -115,8 +115,13 @@ def _act(
 ) -> str:
     if entry.step is Step.INCOMING:
         # The source has given up on that connection, or lost it: it will never be whole.
+        # From here alone: its own connection may have received it whole in this moment.
         entry = journal.advance(
-            entry.id, Direction.IN, Step.NOT_RECEIVED, reason="the source redialled"
+            entry.id,
+            Direction.IN,
+            Step.NOT_RECEIVED,
+            reason="the source redialled",
+            seen=Step.INCOMING,
         )
         abort(entry.id)
     elif entry.step in (Step.RECEIVED, Step.OWNED) and said is Step.RELEASED:
