@@ -6,6 +6,7 @@ pages are mapped, so that a file which somebody cuts meanwhile is an error of th
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from xendpy.errors import StreamTruncated
 from xendpy.guest.pages import PAGE_SIZE, PageBatch
 from xendpy.migration.receive import FileSource
+
+_POPULATE_READ = 22  # linux/mman-common.h MADV_POPULATE_READ
 
 
 class MappedSource(FileSource):
@@ -22,8 +25,8 @@ class MappedSource(FileSource):
         super().__init__(fd)
         size = os.fstat(fd).st_size
         self._start = os.lseek(fd, 0, os.SEEK_CUR)
-        mapped = mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else bytearray()
-        self._view = memoryview(mapped).toreadonly()
+        self._map = mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else None
+        self._view = memoryview(self._map or bytearray()).toreadonly()
         self._lent: memoryview | None = None
 
     def view(self, batch: PageBatch) -> Sequence[memoryview]:
@@ -40,7 +43,16 @@ class MappedSource(FileSource):
             got = max(0, len(self._view) - begin)
             raise StreamTruncated(offset=self.offset, wanted=need, got=got)
         self._lent = self._view[begin : begin + need]
+        if self._map is not None and need:
+            self._populate(begin, begin + need)
         return [self._lent] if need else []
+
+    def _populate(self, begin: int, end: int) -> None:
+        """Map what is about to be written in one call, where each page would take a fault."""
+        assert self._map is not None
+        first = begin & -mmap.PAGESIZE
+        with contextlib.suppress(OSError):  # before Linux 5.14, or a file that was cut
+            self._map.madvise(_POPULATE_READ, first, end - first)
 
     def recv_into(self, views: Sequence[memoryview]) -> None:
         """Pass by what was lent, or read."""
