@@ -242,10 +242,12 @@ class Guests(Lookup):
         with self.operations.begin(guest.uuid, guest.name, MIGRATED):
             yield guest
         self.events.emit(EventKind.MIGRATED, guest, request.destination)
-        came_back = any(item.uuid == guest.uuid for item in await self.live())
-        if request.change_home_server and not came_back:
+        if request.change_home_server and not await self._runs_here(guest.uuid):
             await self.workers.quick(self.managed.remove, guest.uuid)
             self.events.emit(EventKind.UNDEFINED, guest)
+
+    async def _runs_here(self, uuid: str) -> bool:
+        return any(guest.uuid == uuid for guest in await self.live())
 
     # Managed domains
 

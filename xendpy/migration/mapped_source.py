@@ -43,9 +43,10 @@ class MappedSource(FileSource):
             got = max(0, len(self._view) - begin)
             raise StreamTruncated(offset=self.offset, wanted=need, got=got)
         self._lent = self._view[begin : begin + need]
-        if self._map is not None and need:
-            self._populate(begin, begin + need)
-        return [self._lent] if need else []
+        if not need:
+            return []
+        self._populate(begin, begin + need)
+        return [self._lent]
 
     def _populate(self, begin: int, end: int) -> None:
         """Map what is about to be written in one call, where each page would take a fault."""

@@ -23,8 +23,8 @@ DEFAULT_MAX_ITERATIONS = 29  # xc_domain_save.c DEF_MAX_ITERS
 DEFAULT_MAX_FACTOR = 3  # xc_domain_save.c DEF_MAX_FACTOR: times the guest's own size
 CONVERGED_PAGES = 50  # xc_domain_save.c: fewer than this is as good as nothing
 # What suspend, vcpu state, four steps in the journals and resuming cost besides the pages: 70 to
-# 110 ms between two daemons on one host with a disk that takes 10 ms to sync, a fifth of it on a
-# fast one (tests/bench/bench_live.py); taken off the allowed downtime beforehand.
+# 110 ms between two daemons on one host with a disk that takes 10 ms to sync, 4 to 12 on one that
+# takes none (tests/bench/bench_live.py); taken off the allowed downtime beforehand.
 FIXED_DOWNTIME_S = 0.08
 
 

@@ -9,6 +9,7 @@ from xendpy.control.libvirt.session import Procedure, Session
 from xendpy.control.libvirt.wire import Code
 from xendpy.control.libvirt.xdr import Reader, Writer
 from xendpy.errors import RpcError
+from xendpy.guest.domain import MAX_VCPUS
 
 LIBVIRT_VERSION = 9_000_000  # what this protocol is modelled on
 FEATURE_V1, FEATURE_V2, FEATURE_P2P, FEATURE_DIRECT = 1, 3, 4, 5
@@ -22,7 +23,6 @@ FEATURES = frozenset(
 OPEN_READ_ONLY = 1
 EVENT_ID_LIFECYCLE = 0
 ALL_CELLS = -1
-MAX_VCPUS = 4096
 
 
 async def _auth_list(session: Session, args: Reader) -> Writer:
