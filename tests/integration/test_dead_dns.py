@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers.hosts import Host, free_port, remove_guests, until
+from tests.peers.hosts import Host, free_port, serving, until
 from tests.peers.relocation_host import read_all
 from tests.streams import config, envelope, pv_image
 
@@ -49,24 +49,14 @@ def host(tmp_path: Path) -> Iterator[Host]:
     file.write_text(
         re.sub(r"\(xend-relocation-hosts-allow .*\)", lambda _: ALLOW, file.read_text())
     )
-    with _black_hole():
-        made.start()
-        try:
-            yield made
-        finally:
-            remove_guests(made)
-            made.stop()
-
-
-def _connect(host: Host, address: str) -> socket.socket:
-    where = (host.address, host.port)
-    return socket.create_connection(where, timeout=60, source_address=(address, 0))
+    with _black_hole(), serving(made):
+        yield made
 
 
 def test_a_dead_name_server_stalls_only_who_needs_it(host: Host) -> None:
     # More strangers than look-ups are made at a time.
-    strangers = [_connect(host, f"127.0.0.{number}") for number in range(20, 40)]
-    with _connect(host, "127.0.0.1") as known:
+    strangers = [host.connect(f"127.0.0.{number}") for number in range(20, 40)]
+    with host.connect("127.0.0.1") as known:
         wire = envelope(config()) + pv_image().wire
         known.sendall(b"help\nreceive\n" + wire)
         known.shutdown(socket.SHUT_WR)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers.hosts import Host, free_port, remove_guests, until
+from tests.peers.hosts import Host, free_port, serving, until
 from tests.peers.relocation_host import read_all
 from tests.streams import config, entries, envelope, hvm_image, pv_image, qemu_record
 from xendpy.relocation.frames import FrameType
@@ -47,17 +47,12 @@ _numbers = itertools.count(1)
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     made = Host("et-virt07", tmp_path_factory.mktemp("limits") / "a", "127.0.0.1", free_port())
     made.configure(more=LIMITS)
-    made.start()
-    try:
+    with serving(made):
         yield made
-    finally:
-        remove_guests(made)
-        made.stop()
 
 
 def connect(host: Host, address: str = "127.0.0.3") -> socket.socket:
-    where = (host.address, host.port)
-    return socket.create_connection(where, timeout=60, source_address=(address, 0))
+    return host.connect(address)
 
 
 def told(host: Host, data: bytes) -> bytes:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.disks import filled, make_read_only, small_disk
-from tests.peers.hosts import Host, free_port, remove_guests, until
+from tests.peers.hosts import Host, free_port, serving, until
 from tests.peers.relocation_host import read_all
 from tests.soak import disk
 from tests.streams import config, entries, envelope, pv_image
@@ -21,12 +21,8 @@ READY_OK = b"(ready receive)\n(ok)\n"
 def daemon(place: Path) -> Iterator[Host]:
     host = Host("et-virt07", place / "et-virt07", "127.0.0.1", free_port())
     host.configure()
-    host.start()
-    try:
+    with serving(host):
         yield host
-    finally:
-        remove_guests(host)
-        host.stop()
 
 
 def test_a_running_guest_goes_on_where_it_cannot_be_saved(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers.hosts import Host, free_port, remove_guests, until
+from tests.peers.hosts import Host, free_port, serving, until
+from tests.trees import TREEINFO
 
 
 def _own_mounts() -> bool:
@@ -38,16 +39,6 @@ mkdir /var/lib/xen
 shift
 "$@"
 """
-TREEINFO = """\
-[general]
-family = Red Hat Enterprise Linux
-version = 5.3
-arch = x86_64
-
-[images-xen]
-kernel = images/xen/vmlinuz
-initrd = images/xen/initrd.img
-"""
 CHAPTER = "-p -f {disk} -s 5 -n testvm1 --vnc -r 1024 -l {tree} -b xenbr1"
 TODAY = (
     "--paravirt --name testvm1 --memory 1024 --disk path={disk},size=5 --graphics vnc"
@@ -66,10 +57,8 @@ def host(tmp_path: Path) -> Iterator[Host]:
     host.configure()
     file = host.root / "etc/xen/xend-config.sxp"
     file.write_text(file.read_text().replace("(xendpy-libvirt-server no)\n", ""))
-    host.start()
-    yield host
-    remove_guests(host)
-    host.stop()
+    with serving(host):
+        yield host
 
 
 def in_session(host: Host, *argv: str) -> subprocess.CompletedProcess[str]:

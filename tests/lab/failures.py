@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from tests.lab.oldwire import check_nothing_left, count, counts, create, send_old
 from tests.lab.session import Host, Session, check, matching, until
@@ -62,19 +62,19 @@ def _daemon_killed(session: Session, host: Host) -> None:
 
 
 @contextmanager
-def another_xl(host: Host, text: str) -> Iterator[None]:
-    """Have another program where xl was, or none at all."""
-    new = f"printf '{text}' >{XL}; chmod 755 {XL}" if text else "true"
-    host.run(f"mv {XL} {XL}.away; {new}")
+def another(host: Host, program: str, text: str) -> Iterator[None]:
+    """Have another program, of that text, where one was, or none at all."""
+    new = f"printf '{text}' >{program}; chmod 755 {program}" if text else "true"
+    host.run(f"mv {program} {program}.away; {new}")
     try:
         yield
     finally:
-        host.run(f"mv {XL}.away {XL}")
+        host.run(f"mv {program}.away {program}")
 
 
 def _missing(session: Session) -> None:
     source, _ = where(session)
-    with another_xl(source, ""):
+    with another(source, XL, ""):
         matching(r"^Error: .*/xl", source.run("xm list", status=1), "what xm list says")
     source.run("xm list")
     counts(source, GUEST)
@@ -82,7 +82,7 @@ def _missing(session: Session) -> None:
 
 def _hanging(session: Session) -> None:
     source, _ = where(session)
-    with another_xl(source, "#!/bin/sh\\nexec sleep 3210\\n"):
+    with another(source, XL, "#!/bin/sh\\nexec sleep 3210\\n"):
         shown = source.run("time xm list", status=1)
         matching(r"^Error: xl list .*took longer", shown, "what xm list says")
     check(not source.ask("pgrep -f 'sleep 3210'"), "a hanging xl is left")
@@ -90,14 +90,9 @@ def _hanging(session: Session) -> None:
     counts(source, GUEST)
 
 
-@contextmanager
-def broken_script(host: Host) -> Iterator[None]:
+def broken_script(host: Host) -> AbstractContextManager[None]:
     """Have the script that attaches a guest's network fail."""
-    host.run(f"cp -p {SCRIPT} /root/vif-bridge; printf '#!/bin/sh\\nexit 1\\n' >{SCRIPT}")
-    try:
-        yield
-    finally:
-        host.run(f"cp -p /root/vif-bridge {SCRIPT}")
+    return another(host, SCRIPT, "#!/bin/sh\\nexit 1\\n")
 
 
 def _broken_script(session: Session) -> None:

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from tests.lab.oldwire import KERNEL, config, counts
 from tests.lab.session import Host, Session, check, matching, until
+from tests.trees import TREEINFO
 
 GUEST, INSTALLED = "vguest", "vinstalled"
 VIRSH = "virsh -c xen:///"
 TREE = "/root/tree"
-TREEINFO = """\
-[general]
-family = Red Hat Enterprise Linux
-version = 5.3
-arch = x86_64
-
-[images-xen]
-kernel = images/xen/vmlinuz
-initrd = images/xen/initrd.img
-"""
 # The chapter's line, with what today's release wants besides, and without a console to look at.
 LINE = (
     f"virt-install -p -f /var/lib/xen/images/{INSTALLED}.dsk -s 0.01 -n {INSTALLED} --vnc -r 112"

@@ -165,6 +165,11 @@ class Host:
             (json.loads(file.read_text()) for file in files), key=lambda entry: entry["created_s"]
         )
 
+    def connect(self, address: str) -> socket.socket:
+        """Connect to the relocation port from another address of this machine."""
+        where = (self.address, self.port)
+        return socket.create_connection(where, timeout=60, source_address=(address, 0))
+
     def log(self) -> str:
         return (self.root / "var/log/xen/xend.log").read_text()
 
@@ -176,6 +181,17 @@ def until(condition: Callable[[], Any], what: str, *, timeout_s: float = DEADLIN
         assert time.monotonic() < end, f"not within {timeout_s:g} s: {what}"
         time.sleep(0.02)
     return found
+
+
+@contextlib.contextmanager
+def serving(host: Host) -> Iterator[Host]:
+    """Run one host that is configured; guests and daemon are gone at the end."""
+    try:
+        host.start()
+        yield host
+    finally:
+        remove_guests(host)
+        host.stop()
 
 
 @contextlib.contextmanager

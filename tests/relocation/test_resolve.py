@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.failing import FailingDurable
 from xendpy.errors import JournalError
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.store import StoreHypervisor
@@ -34,22 +34,13 @@ class Busy(Journal):
         return found
 
 
-class Disk(Durable):
-    full = False
-
-    def create(self, path: Path) -> int:
-        if self.full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().create(path)
+@pytest.fixture
+def disk() -> FailingDurable:
+    return FailingDurable()
 
 
 @pytest.fixture
-def disk() -> Disk:
-    return Disk()
-
-
-@pytest.fixture
-def journal(tmp_path: Path, disk: Disk) -> Journal:
+def journal(tmp_path: Path, disk: FailingDurable) -> Journal:
     return Journal(tmp_path / "migrations", disk, time.time)
 
 
@@ -117,16 +108,16 @@ def test_what_a_target_stands_by(
 def test_a_full_disk_answers_nothing_and_is_asked_again(
     journal: Journal,
     hypervisor: StoreHypervisor,
-    disk: Disk,
+    disk: FailingDurable,
     steps: tuple[Step, ...],
     said: Step,
 ) -> None:
     entry = arrived(journal, *steps)
-    disk.full = True
+    disk.arm(errno.ENOSPC, 1)
     with pytest.raises(JournalError, match="no space left on device"):
         ask(journal, hypervisor, entry, said)
     assert [left.id for left in journal.open_entries()] == [entry.id]
-    disk.full = False
+    disk.lift()
     assert ask(journal, hypervisor, entry, said) == (
         "running" if steps == RUNNING else "not-received"
     )

@@ -18,7 +18,7 @@ from threading import Barrier
 
 import pytest
 
-from tests.peers.hosts import Host, free_port, pair, remove_guests, until
+from tests.peers.hosts import Host, free_port, pair, serving, until
 from tests.streams import Image, config, entries, envelope, pv_image
 from xendpy.guest.pages import PAGE_SIZE
 from xendpy.hypervisor import testguest_link
@@ -125,12 +125,8 @@ def one_host(place: Path) -> Iterator[Host]:
     """Run a host that takes as many guests at a time as the test sends."""
     host = Host("et-virt07", place / "et-virt07", "127.0.0.1", free_port())
     host.configure(more=f"(xendpy-max-incoming {AT_A_TIME})\n")
-    host.start()
-    try:
+    with serving(host):
         yield host
-    finally:
-        remove_guests(host)
-        host.stop()
 
 
 @pytest.mark.slow
