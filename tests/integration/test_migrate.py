@@ -282,7 +282,8 @@ def test_a_xend_s_managed_configuration_arrives(here: Host) -> None:
     assert Sender((here.address, here.port)).migrate(wire).succeeded
     (guest,) = until(here.guests, "the guest rests here")
     here.xm("destroy", guest)
-    assert guest in here.xm("list").stdout
+    # It is managed once its sender has let go, which may be after it was destroyed.
+    until(lambda: guest in here.xm("list").stdout, "the guest is managed here")
     here.xm("delete", guest)
 
 

@@ -57,6 +57,9 @@ class Receiver:
             socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S).close()
         except ConnectionRefusedError:
             return True
+        except ConnectionResetError:
+            # The listener was closed in the middle of the handshake.
+            pass
         return False
 
     def ended(self) -> int:

@@ -111,10 +111,11 @@ class ReceiveFromXend:
         if not gone:
             self._doubt(incoming.channel.peer, received)
             return
+        # It is ours from here on, and so is its home: should we end in what follows, it is known.
+        self.at_home(home_of(received.config))
         # xend >= 4.1 closes just before it destroys its copy.
         incoming.wait_stopped(self.unpause_delay_s)
         self._unpause(received)
-        self.at_home(home_of(received.config))
 
     def _doubt(self, peer: str, received: Received) -> None:
         """Journal that the sender may still have its copy: an operator settles it."""
