@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers.hosts import Host, pair
+from tests.peers.hosts import Host, free_port, pair
 from tests.peers.virsh import MORE, clear, start
 
 
@@ -13,10 +13,11 @@ from tests.peers.virsh import MORE, clear, start
 def virsh_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
     directory = tmp_path_factory.mktemp("virsh")
     with pair(directory) as both:
+        port = free_port()
         for host in both:
             file = host.root / "etc/xen/xend-config.sxp"
             text = file.read_text().replace("(xendpy-libvirt-server no)\n", "")
-            file.write_text(text + MORE.format(address=host.address))
+            file.write_text(text + MORE.format(address=host.address, port=port))
             host.stop()
             host.start()
         yield both

@@ -11,7 +11,7 @@ import pytest
 
 from tests.peers.hosts import DEADLINE_S, Host, until
 from tests.peers.terminal import CTRL_C, on_terminal
-from tests.peers.virsh import DOMAIN_0, TCP, clear, listed, migrating, start, uri, virsh
+from tests.peers.virsh import DOMAIN_0, clear, listed, migrating, start, tcp, uri, virsh
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("virsh") is None, reason="needs Debian's libvirt-clients"),
@@ -28,12 +28,12 @@ def test_migrate(
     virsh_hosts: tuple[Host, Host], virsh_guest: str, options: tuple[str, ...]
 ) -> None:
     here, there = virsh_hosts
-    done = virsh(here, "migrate", *options, virsh_guest, TCP)
+    done = virsh(here, "migrate", *options, virsh_guest, tcp(there))
     assert listed(here) == [DOMAIN_0]
     assert listed(there) == [DOMAIN_0, (virsh_guest, "idle")]
     shown = re.findall(r"\[ *(\d+) %\]", done.stderr + done.stdout)
     assert shown[-1:] == (["100"] if "--verbose" in options else [])
-    virsh(there, "migrate", *options, virsh_guest, TCP.replace("127.0.0.2", "127.0.0.1"))
+    virsh(there, "migrate", *options, virsh_guest, tcp(here))
     assert listed(here) == [DOMAIN_0, (virsh_guest, "idle")]
 
 
@@ -42,19 +42,16 @@ def test_migrate_direct_and_persistent(virsh_hosts: tuple[Host, Host], virsh_gue
     uri = f"xenmigr://{there.address}:{there.port}"
     virsh(here, "migrate", "--live", "--direct", "--migrateuri", uri, virsh_guest, "xen:///")
     assert listed(there) == [DOMAIN_0, (virsh_guest, "idle")]
-    virsh(
-        there, "migrate", "--live", "--persistent", virsh_guest, "xen+tcp://127.0.0.1:16519/system"
-    )
+    virsh(there, "migrate", "--live", "--persistent", virsh_guest, tcp(here))
     assert "Persistent:     yes" in virsh(here, "dominfo", virsh_guest).stdout
 
 
 def test_migrate_under_another_name(virsh_hosts: tuple[Host, Host], virsh_guest: str) -> None:
     here, there = virsh_hosts
-    virsh(here, "migrate", "--live", "--dname", "other", virsh_guest, TCP)
+    virsh(here, "migrate", "--live", "--dname", "other", virsh_guest, tcp(there))
     assert listed(there) == [DOMAIN_0, ("other", "idle")]
     assert virsh(here, "domstate", "--reason", virsh_guest).stdout.strip() == "shut off (migrated)"
-    back = TCP.replace("127.0.0.2", "127.0.0.1")
-    virsh(there, "migrate", "--live", "--dname", virsh_guest, "other", back)
+    virsh(there, "migrate", "--live", "--dname", virsh_guest, "other", tcp(here))
     assert listed(here) == [DOMAIN_0, (virsh_guest, "idle")]
 
 
@@ -63,7 +60,7 @@ def test_the_bandwidth_can_be_changed_in_mid_flight(
 ) -> None:
     here, there = virsh_hosts
     start(here, tmp_path, extra="tick=0.05", memory=512)  # eight minutes at this rate
-    moving = migrating(here, "--live", "--bandwidth", "1", "testvm1", TCP)
+    moving = migrating(here, "--live", "--bandwidth", "1", "testvm1", tcp(there))
     virsh(here, "migrate-setspeed", "testvm1", "0")
     assert moving.communicate(timeout=240)[1].strip() == ""
     assert moving.returncode == 0
@@ -87,10 +84,11 @@ def test_the_bandwidth_can_be_changed_in_mid_flight(
 def test_what_cannot_be_is_refused_in_words(
     virsh_hosts: tuple[Host, Host], virsh_guest: str, options: tuple[str, ...], text: str
 ) -> None:
-    done = virsh(virsh_hosts[0], "migrate", *options, virsh_guest, TCP, check=False)
+    here, there = virsh_hosts
+    done = virsh(here, "migrate", *options, virsh_guest, tcp(there), check=False)
     assert done.returncode == 1
     assert text in done.stderr
-    assert listed(virsh_hosts[0])[1] == (virsh_guest, "idle")
+    assert listed(here)[1] == (virsh_guest, "idle")
 
 
 def test_a_refusal_of_the_target_reaches_the_screen(
@@ -98,7 +96,7 @@ def test_a_refusal_of_the_target_reaches_the_screen(
 ) -> None:
     here, there = virsh_hosts
     there.create("testvm1")
-    done = virsh(here, "migrate", "--live", virsh_guest, TCP, check=False)
+    done = virsh(here, "migrate", "--live", virsh_guest, tcp(there), check=False)
     assert done.returncode == 1
     assert "preflight failed: VM name 'testvm1' already exists as domain" in done.stderr
     assert listed(here)[1] == (virsh_guest, "idle")
@@ -109,7 +107,7 @@ def test_an_abort_in_mid_flight_leaves_the_guest_here(
 ) -> None:
     here, there = virsh_hosts
     virsh(here, "migrate-setspeed", virsh_guest, "4")
-    moving = migrating(here, "--live", virsh_guest, TCP)
+    moving = migrating(here, "--live", virsh_guest, tcp(there))
     virsh(here, "domjobabort", virsh_guest)
     assert "cancelled" in moving.communicate(timeout=120)[1]
     assert moving.returncode == 1
@@ -128,7 +126,7 @@ def test_ctrl_c_on_a_terminal_aborts_and_the_guest_goes_on_here(
 ) -> None:
     here, there = virsh_hosts
     start(here, tmp_path, extra="tick=0.05", memory=512)  # eight minutes at this rate
-    argv = ["migrate", "--live", "--verbose", "--bandwidth", "1", "testvm1", TCP]
+    argv = ["migrate", "--live", "--verbose", "--bandwidth", "1", "testvm1", tcp(there)]
     with on_terminal("virsh", "-c", uri(here), *argv) as (terminal, process):
         terminal.read_until("Migration: [")
         terminal.type(CTRL_C)
@@ -149,7 +147,7 @@ def test_a_timeout_stops_a_guest_that_never_would(
     virsh(here, "migrate-setmaxdowntime", "testvm1", "1")
     # The first iteration takes eight seconds at least, and the timeout comes within it.
     options = ("--live", "--bandwidth", "4", "--timeout", "1", "--timeout-suspend")
-    virsh(here, "migrate", *options, "testvm1", TCP)
+    virsh(here, "migrate", *options, "testvm1", tcp(there))
     assert listed(there) == [DOMAIN_0, ("testvm1", "running")]
     told = here.last()
     assert (told["iteration"], told["converged"]) == (1, False)
@@ -170,7 +168,7 @@ def test_a_client_that_pings_is_answered_while_a_guest_moves(
     start(here, tmp_path, extra="tick=0.05", memory=memory)
     argv = ["-k", str(interval_s), "-K", str(count), "-c", uri(here), "migrate", "--live"]
     done = subprocess.run(
-        ["virsh", *argv, "--bandwidth", "1", "testvm1", TCP],
+        ["virsh", *argv, "--bandwidth", "1", "testvm1", tcp(there)],
         capture_output=True,
         text=True,
         timeout=600,

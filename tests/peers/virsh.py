@@ -10,9 +10,8 @@ from tests.peers.hosts import Host, until
 MORE = """\
 (xendpy-libvirt-tcp-server yes)
 (xendpy-libvirt-tcp-address {address})
-(xendpy-libvirt-tcp-port 16519)
+(xendpy-libvirt-tcp-port {port})
 """
-TCP = "xen+tcp://127.0.0.2:16519/system"
 GUEST = """\
 <domain type='xen'>
   <name>testvm1</name><memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>
@@ -25,6 +24,13 @@ DOMAIN_0 = ("Domain-0", "running")
 
 def uri(host: Host, socket: str = "virtxend-sock") -> str:
     return f"xen+unix:///system?socket={host.root}/run/libvirt/{socket}"
+
+
+def tcp(host: Host) -> str:
+    """Return the URI by which another host's virsh reaches `host`, configured with MORE."""
+    config = (host.root / "etc/xen/xend-config.sxp").read_text()
+    port = config.partition("(xendpy-libvirt-tcp-port ")[2].partition(")")[0]
+    return f"xen+tcp://{host.address}:{port}/system"
 
 
 def virsh(host: Host, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
