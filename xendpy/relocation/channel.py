@@ -12,8 +12,8 @@ the last record of a HVM guest from xend, which is taken as whole if it begins w
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
-import select
 import socket
 import ssl
 import struct
@@ -36,16 +36,14 @@ from xendpy.errors import (
 from xendpy.migration.receive import read_rest
 from xendpy.relocation.packing import Packer
 from xendpy.relocation.sums import FrameSums
+from xendpy.relocation.wire import PlainWire, TlsWire, Wire
 
 T = TypeVar("T")
 
 IOV_MAX = 1024  # Linux, uapi/linux/uio.h UIO_MAXIOV
-TLS_RECORD = 1 << 14  # bytes that one TLS record carries at most
-TLS_STAGING = 1 << 16
 PIECE = 1 << 16  # bytes asked for where only their coming is of interest
 ACK_POLL_S = 0.002
 OUTQ = struct.Struct("@i")  # what TIOCOUTQ writes
-TIMEVAL = struct.Struct("@ll")  # seconds, microseconds; zero would be for ever
 SHORTEST_S = 0.001
 
 
@@ -94,13 +92,10 @@ class Channel:
         self._sock = sock
         self._prefix = memoryview(prefix)
         self._stall_timeout_s = stall_timeout_s
-        # An SSLSocket has neither recvmsg_into nor sendmsg.
-        self._scatters = not isinstance(sock, ssl.SSLSocket)
-        self._staging = bytearray(0 if self._scatters else TLS_STAGING)
+        self._wire: Wire = TlsWire(sock) if isinstance(sock, ssl.SSLSocket) else PlainWire(sock)
         self._ended = False
         self._closed = False
         self._until_s: float | None = None
-        self._bound_s: float | None = None  # the timeout that the socket has
         self._aborted = threading.Event()
         self._lifetime = threading.Lock()  # abort must not shut down a descriptor used anew
         self._tied: tuple[Channel, ...] = ()
@@ -139,27 +134,8 @@ class Channel:
             self._until_s = None
 
     def readable(self) -> bool:
-        """Whether a read would find something at once: bytes, the peer's end, or an error.
-
-        Over TLS the socket's own readiness says nothing: decrypted bytes may be pending, and
-        what came may be no payload. A byte read to find out is read again later.
-        """
-        if self._prefix or self._ended:
-            return True
-        if not isinstance(self._sock, ssl.SSLSocket):
-            return bool(select.select([self._sock], [], [], 0)[0])
-        found = memoryview(bytearray(1))
-        try:
-            self._sock.settimeout(0)
-            self._bound_s = None
-            count = self._sock.recv_into(found)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return False
-        except OSError:
-            return True
-        self._ended = not count
-        self._prefix = found[:count]
-        return True
+        """Whether a read would find something at once: bytes, the peer's end, or an error."""
+        return bool(self._prefix) or self._ended or self._wire.readable()
 
     def recv_into(self, views: Sequence[memoryview]) -> None:
         """Fill `views`, of bytes, in order.
@@ -173,7 +149,7 @@ class Channel:
         todo = views if all(views) else [view for view in views if len(view)]
         start, wanted, done = self.offset, sum(map(len, todo)), 0
         while done < wanted:
-            count = self._recv_some(todo[:IOV_MAX], "receiving", flags=socket.MSG_WAITALL)
+            count = self._recv_some(todo[:IOV_MAX], "receiving", whole=True)
             if not count:
                 raise StreamTruncated(offset=start, wanted=wanted, got=done)
             done += count
@@ -221,7 +197,9 @@ class Channel:
         """Hand all of `views` to the kernel, in order; errors as `recv_into`."""
         todo: Sequence[memoryview] = [memoryview(view) for view in views if len(view)]
         while todo:
-            todo = _rest(todo, self._send_some(todo[:IOV_MAX]))
+            piece = todo[:IOV_MAX]
+            sent = self._call(functools.partial(self._wire.send, piece), "sending", None)
+            todo = _rest(todo, sent)
 
     def half_close(self) -> None:
         """Say that nothing more will be sent; receiving goes on."""
@@ -290,13 +268,14 @@ class Channel:
         doing: str,
         timeout_s: float | None = None,
         *,
-        flags: int = 0,
+        whole: bool = False,
     ) -> int:
         if self._prefix:
             return self._take_prefix(views[0])
         if self._ended:
             return 0
-        count = self._call(lambda: self._recv(views, flags), doing, timeout_s)
+        whole = whole and self._until_s is None  # what is bounded as a whole comes piece by piece
+        count = self._call(lambda: self._wire.recv(views, whole=whole), doing, timeout_s)
         self._ended = not count
         self.offset += count
         return count
@@ -308,41 +287,6 @@ class Channel:
         self.offset += count
         return count
 
-    def _recv(self, views: Sequence[memoryview], flags: int) -> int:
-        if not self._scatters:
-            return self._recv_tls(views[0], whole=bool(flags & socket.MSG_WAITALL))
-        if len(views) > 1:
-            return self._sock.recvmsg_into(views, 0, flags)[0]
-        return self._sock.recv_into(views[0], 0, flags)
-
-    def _recv_tls(self, view: memoryview, *, whole: bool) -> int:
-        # A read gives one TLS record at most. Each is so short that what `_call` does for it
-        # would take as long as deciphering half of it; `within` needs it all the same.
-        done = self._sock.recv_into(view)
-        while whole and self._until_s is None and done < len(view):
-            count = self._sock.recv_into(view[done:])
-            if not count:
-                break
-            done += count
-        return done
-
-    def _send_some(self, views: Sequence[memoryview]) -> int:
-        if self._scatters:
-            return self._call(lambda: self._sock.sendmsg(views), "sending", None)
-        piece = self._gather(views) if views[0].nbytes < TLS_RECORD else views[0]
-        return self._call(lambda: self._sock.send(piece), "sending", None)
-
-    def _gather(self, views: Sequence[memoryview]) -> memoryview:
-        """Copy small pieces together: over TLS each send is a record of its own."""
-        staging, end = memoryview(self._staging), 0
-        for view in views:
-            if (view.nbytes >= TLS_RECORD and end >= TLS_RECORD) or end == len(staging):
-                break
-            count = min(view.nbytes, len(staging) - end)
-            staging[end : end + count] = view[:count]
-            end += count
-        return staging[:end]
-
     def _call(self, call: Callable[[], T], doing: str, timeout_s: float | None) -> T:
         if self._aborted.is_set():
             raise ChannelAborted(f"cut while {doing}", peer=self.peer)
@@ -352,30 +296,13 @@ class Channel:
             if timeout_s <= 0:
                 raise ChannelTimeout(doing, after_s=0, peer=self.peer)
         try:
-            self._bound(max(timeout_s, SHORTEST_S))
+            self._wire.bound(max(timeout_s, SHORTEST_S))
             result = call()
         except OSError as error:
             raise self._error(error, doing, timeout_s) from error
         if self._aborted.is_set():  # shutdown looks like the peer's end to a blocked recv
             raise ChannelAborted(f"cut while {doing}", peer=self.peer)
         return result
-
-    def _bound(self, timeout_s: float) -> None:
-        """Set how long the next call may block.
-
-        The kernel keeps the time, so that one call can wait for a whole batch: with Python's own
-        timeouts each piece of it costs a poll and a wake-up, a third of all the time.
-        """
-        if timeout_s == self._bound_s:
-            return
-        if self._scatters:
-            self._sock.settimeout(None)
-            timeval = TIMEVAL.pack(int(timeout_s), int(timeout_s % 1 * 1e6))
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
-        else:
-            self._sock.settimeout(timeout_s)
-        self._bound_s = timeout_s
 
     @contextmanager
     def _translated(self, doing: str, timeout_s: float) -> Iterator[None]:
