@@ -8,6 +8,7 @@
     │   ├── HandshakeError        the peer said something else than agreed
     │   └── ChannelError          the connection failed
     │       ├── ChannelTimeout    ... by silence
+    │       ├── TlsTooOld         ... because the peer knows old versions of TLS only
     │       └── ChannelAborted    ... because this side cut it
     ├── StreamError               the peer's bytes are wrong; never a bug of ours
     │   ├── StreamTruncated       the stream ended early
@@ -112,6 +113,10 @@ class ChannelTimeout(ChannelError):
         super().__init__(f"timed out after {round(after_s, 2):g} s while {doing}", peer=peer)
         self.doing = doing
         self.after_s = after_s
+
+
+class TlsTooOld(ChannelError):
+    """The peer speaks no version of TLS that this side may speak."""
 
 
 class ChannelAborted(ChannelError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.certificates import Authority
 from tests.peers.hosts import NAMES, Host, free_port, remove_guests, until
+from tests.peers.xend_receiver import XendReceiver
 
 pytestmark = pytest.mark.timeout(480)
 
@@ -71,3 +73,26 @@ def test_a_host_with_another_s_certificate_gets_no_guest(tmp_path: Path) -> None
         assert done.returncode == 1
         assert "the certificate is for impostor, not for et-virt08 or 127.0.0.2" in done.stderr
         assert (here.guests(), there.guests()) == (["testvm1"], [])
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_xend_gets_no_guest_over_tls(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    with secured(tmp_path) as (here, _):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = context.maximum_version = version
+        # Vouched for by the same CA: nothing but its being a xend speaks against it.
+        context.load_cert_chain(
+            *(here.root / f"etc/xen/et-virt08.{end}" for end in ("pem", "key"))
+        )
+        here.create()
+        with XendReceiver("3.4", address=NAMES["et-virt08"], tls=context) as old:
+            command = ("migrate", "--ssl", "-p", str(old.port), "testvm1", "et-virt08")
+            for more in ((), ("--live",), ("--dry-run",)):
+                done = here.xm(*command, *more, check=False)
+                assert done.returncode == 1
+                said = done.stdout + done.stderr
+                assert "et-virt08 is no xendpy host" in said, said
+                assert "cannot say whether the guest arrived, so nothing is sent" in said
+            assert here.guests() == ["testvm1"]
+            assert here.in_doubt() == []
+        assert old.received == []

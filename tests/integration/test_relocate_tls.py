@@ -8,10 +8,12 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from cryptography import x509
 
 from tests.certificates import Authority, dial, old_client
 from tests.peers.relocation_host import read_all, receiving
@@ -243,3 +245,48 @@ async def test_a_host_that_is_full_says_so_over_tls(authority: Authority, tmp_pa
             await host.begun()
             assert b"at most 1 are taken" in await off(second)
             assert host.events.refused == ["incoming"]
+
+
+def shown(port: int, context: ssl.SSLContext) -> int:
+    """Return the serial number of the certificate that a port shows."""
+    with dial(port, context) as sock:
+        sock.sendall(b"quit\n")
+        return int(sock.getpeercert()["serialNumber"], 16)  # type: ignore[index,arg-type]  # verified
+
+
+async def test_a_renewed_certificate_is_shown_at_once(
+    authority: Authority, tmp_path: Path
+) -> None:
+    authority.issue("renewed.example")
+    made = TlsServer.of(authority.config("renewed.example"), authority.paths)
+    async with receiving(tmp_path, tls=made) as host:
+        port, client = host.server.tls_port, authority.client("friend.example")
+        first = serial(authority, "renewed.example")
+        assert await off(lambda: shown(port, client)) == first
+        authority.pki.renew(["renewed.example"], datetime.now(UTC))
+        second = serial(authority, "renewed.example")
+        assert first != second == await off(lambda: shown(port, client))
+
+
+async def test_a_certificate_without_its_key_is_not_taken_up(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for host in ("first.example", "second.example"):
+        authority.issue(host)
+    files = [authority.pki.certificate_file(host) for host in ("first.example", "second.example")]
+    keys = [authority.pki.key_file(host) for host in ("first.example", "second.example")]
+    serials = [serial(authority, host) for host in ("first.example", "second.example")]
+    made = TlsServer.of(authority.config("first.example"), authority.paths)
+    async with receiving(tmp_path, tls=made) as host:
+        port, client = host.server.tls_port, authority.client("friend.example")
+        files[1].replace(files[0])
+        for _ in range(2):
+            assert await off(lambda: shown(port, client)) == serials[0]
+        assert len([row for row in caplog.records if "that it has" in row.message]) == 1
+        keys[1].replace(keys[0])
+        assert await off(lambda: shown(port, client)) == serials[1]
+
+
+def serial(authority: Authority, host: str) -> int:
+    data = authority.pki.certificate_file(host).read_bytes()
+    return x509.load_pem_x509_certificate(data).serial_number

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import ssl
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +47,7 @@ class XendReceiver:
 
     `behaviour`: "ok" restores; "refuse" says err right after the first bytes, closes, and reads
     no further; "err" says err after the whole stream; "silent" reads it all and never answers;
-    "close" reads it all and closes without a word.
+    "close" reads it all and closes without a word. `tls`: it listens for sslreceive.
     """
 
     release: str = "4.4"
@@ -55,6 +56,7 @@ class XendReceiver:
     text: str = "Restore failed"
     received: list[Received] = field(default_factory=list)
     port: int = 0
+    tls: ssl.SSLContext | None = None
 
     def __enter__(self) -> XendReceiver:
         self._listener = socket.create_server((self.address, 0))
@@ -86,6 +88,9 @@ class XendReceiver:
             self._open.append(sock)
             sock.settimeout(80)
             try:
+                if self.tls is not None:
+                    sock = self.tls.wrap_socket(sock, server_side=True)
+                    self._open.append(sock)
                 self._talk(sock)
             except OSError:  # the sender went away, as senders do
                 sock.close()

@@ -87,7 +87,7 @@ def _show(pki: Pki, now: datetime) -> None:
 def _renew(pki: Pki, hosts: Sequence[str], now: datetime) -> None:
     renewed = pki.renew(hosts, now)
     for item in renewed:
-        print(f"{item.path}: until {_day(item)}; copy it to its host and run `xend reload` there")
+        print(f"{item.path}: until {_day(item)}; copy it to its host: the daemon takes it up")
     if not renewed:
         print("nothing expires soon")
 

@@ -17,7 +17,7 @@ from xendpy.migration.send import MigrationPlan
 from xendpy.paths import Paths
 from xendpy.relocation import frames, incoming, packing, resolve, stripes
 from xendpy.relocation.channel import Channel
-from xendpy.relocation.client import Peer, ask, connect, operations
+from xendpy.relocation.client import Peer, ask, connect, no_verdict, operations
 from xendpy.relocation.frames import FrameType
 from xendpy.relocation.handshake import Ready
 from xendpy.relocation.tls import client_context
@@ -165,14 +165,6 @@ def _about_xend(order: Order, offered: frozenset[str]) -> list[Check]:
         text = "a test guest can run on xendpy hosts only"
         checks.append(Check("guest", Status.FAILED, text, "source"))
     return checks
-
-
-def no_verdict(peer: Peer) -> str:
-    return (
-        f"{peer.name} is no xendpy host: a xend that receives over TLS (sslreceive) cannot say"
-        " whether the guest arrived, so nothing is sent; migrate without --ssl, through a tunnel"
-        " if the network is not trusted"
-    )
 
 
 def told(error: Exception) -> str:

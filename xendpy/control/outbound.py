@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
-from xendpy.control.dialling import NEWEST_RELEASE, Dialler, Order, no_verdict, told
+from xendpy.control.dialling import NEWEST_RELEASE, Dialler, Order, told
 from xendpy.control.watch import OutgoingWatch, total_pages
 from xendpy.errors import (
     JournalError,
@@ -32,7 +32,7 @@ from xendpy.migration.progress import MigrationProgress, MigrationState
 from xendpy.migration.send import CancelToken, Encoder, has_pages
 from xendpy.relocation import incoming, resolve
 from xendpy.relocation.channel import Channel
-from xendpy.relocation.client import operations
+from xendpy.relocation.client import no_verdict, operations
 from xendpy.relocation.outgoing import Outcome, Transfer
 from xendpy.relocation.to_xend import send_to_xend
 from xendpy.relocation.to_xendpy import send_to_xendpy

@@ -12,7 +12,7 @@ import ssl
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from xendpy.errors import ChannelError, HandshakeError
+from xendpy.errors import ChannelError, HandshakeError, TlsTooOld
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.handshake import Err, Ok, Ready, parse_reply
 from xendpy.relocation.tls import check_name, shake_hands, wrap
@@ -73,11 +73,23 @@ def _secured(
         except (OSError, ValueError) as error:
             raise ChannelError(f"TLS: {str(error).lower()}", peer=where) from error
         undo.callback(wrapped.close)
-        identity = shake_hands(wrapped, CONNECT_TIMEOUT_S, where)
+        try:
+            identity = shake_hands(wrapped, CONNECT_TIMEOUT_S, where)
+        except TlsTooOld as error:
+            raise ChannelError(f"{error.reason}: {no_verdict(peer)}", peer=where) from error
         if context.verify_mode is not ssl.CERT_NONE:
             check_name(identity, (peer.name, peer.address), where)
         undo.pop_all()
         return wrapped
+
+
+def no_verdict(peer: Peer) -> str:
+    """Return why no guest is sent over TLS to a xend."""
+    return (
+        f"{peer.name} is no xendpy host: a xend that receives over TLS (sslreceive) cannot say"
+        " whether the guest arrived, so nothing is sent; migrate without --ssl, through a tunnel"
+        " if the network is not trusted"
+    )
 
 
 def ask(channel: Channel, line: bytes, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Ready | Ok:
@@ -91,7 +103,7 @@ def ask(channel: Channel, line: bytes, *, timeout_s: float = CONNECT_TIMEOUT_S) 
     if not reply:
         raise HandshakeError(
             "the peer closed the connection without an answer: is this host in its "
-            "xend-relocation-hosts-allow?",
+            "xend-relocation-hosts-allow? Is that its TLS port (--ssl)?",
             peer=channel.peer,
         )
     answer = parse_reply(reply)

@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -179,6 +180,9 @@ class RelocationServer:
             self._welcome(Peer(sock, "", "the local socket"))
         else:
             tls = self._settings.tls if self._listeners.is_tls(listener) else None
+            if tls is not None:
+                tls = tls.current()
+                self._settings = replace(self._settings, tls=tls)
             self._welcome(Peer(sock, address[0], f"{address[0]}:{address[1]}", tls))
 
     def _welcome(self, peer: Peer) -> None:

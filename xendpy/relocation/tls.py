@@ -8,17 +8,20 @@ with each other, and each verifies the other against one CA.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 import ssl
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from xendpy.config import XendConfig
-from xendpy.errors import ChannelError, ChannelTimeout, ConfigError
+from xendpy.errors import ChannelError, ChannelTimeout, ConfigError, TlsTooOld
 from xendpy.paths import Paths
+
+log = logging.getLogger(__name__)
 
 KEY_OPTION = "xend-relocation-server-ssl-key-file"
 CERTIFICATE_OPTION = "xend-relocation-server-ssl-cert-file"
@@ -36,6 +39,12 @@ _VERIFY: Mapping[str, ssl.VerifyMode] = {
     "optional": ssl.CERT_OPTIONAL,
     "none": ssl.CERT_NONE,
 }
+# OpenSSL's reasons; one that knows nothing of TLS 1.3 finds no cipher of its own in the offer.
+_TOO_OLD = (
+    "TLSV1_ALERT_PROTOCOL_VERSION",
+    "UNSUPPORTED_PROTOCOL",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +61,18 @@ class Identity:
     names: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TlsServer:
     """The listening side; `verifies`: a peer that shows a certificate is held against the CA."""
 
     context: ssl.SSLContext
-    port: int
+    config: XendConfig
+    paths: Paths
+    stamps: tuple[int, ...]  # of its files as they were loaded
+
+    @property
+    def port(self) -> int:
+        return self.config.relocation_ssl_port
 
     @property
     def verifies(self) -> bool:
@@ -73,6 +88,7 @@ class TlsServer:
         """
         if not config.relocation_ssl_server:
             return None
+        stamps = _stamps(config, paths)  # before: a file that changes meanwhile is read again
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         _set_oldest(context, config.relocation_tls_min)
         # A ticket is of no use to a peer that comes once, and looks like payload to `select`.
@@ -81,7 +97,33 @@ class TlsServer:
         context.verify_mode = _verify_mode(config)
         if context.verify_mode is not ssl.CERT_NONE:
             _load_ca(context, config, paths)
-        return cls(context, config.relocation_ssl_port)
+        return cls(context=context, config=config, paths=paths, stamps=stamps)
+
+    def current(self) -> TlsServer:
+        """Return what its files say by this moment: a renewed certificate counts at once.
+
+        Files that do not fit together, as while they are being replaced, leave it as it is.
+        """
+        stamps = _stamps(self.config, self.paths)
+        if stamps == self.stamps:
+            return self
+        try:
+            return TlsServer.of(self.config, self.paths) or self
+        except ConfigError as error:
+            log.warning("TLS goes on with the certificate that it has: %s", error)
+            return replace(self, stamps=stamps)
+
+
+def _stamps(config: XendConfig, paths: Paths) -> tuple[int, ...]:
+    names = (config.relocation_ssl_key, config.relocation_ssl_cert, config.relocation_tls_ca)
+    return tuple(_stamp(named_file(name, paths)) for name in names if name)
+
+
+def _stamp(path: Path) -> int:
+    try:
+        return path.stat().st_ctime_ns
+    except OSError:
+        return 0
 
 
 def client_context(config: XendConfig, paths: Paths) -> ssl.SSLContext:
@@ -191,6 +233,7 @@ def shake_hands(sock: ssl.SSLSocket, timeout_s: float, peer: str) -> Identity:
 
     Raises:
         ChannelTimeout: the peer took longer.
+        TlsTooOld: it speaks no version that this side may speak.
         ChannelError: it failed; the text is OpenSSL's.
     """
     try:
@@ -200,7 +243,8 @@ def shake_hands(sock: ssl.SSLSocket, timeout_s: float, peer: str) -> Identity:
     except TimeoutError as error:
         raise ChannelTimeout("shaking hands over TLS", after_s=timeout_s, peer=peer) from error
     except (OSError, ValueError) as error:
-        raise ChannelError(f"TLS: {_reason(error)}", peer=peer) from error
+        kind = TlsTooOld if getattr(error, "reason", "") in _TOO_OLD else ChannelError
+        raise kind(f"TLS: {_reason(error)}", peer=peer) from error
     return identify(sock.version() or "", certificate)
 
 
@@ -250,6 +294,8 @@ def _reason(error: Exception) -> str:
     """Return OpenSSL's reason without its numbers."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "what answers there speaks no TLS"
     if isinstance(error, ssl.SSLError) and error.reason:
         return str(error.reason).replace("_", " ").lower()
     return str(getattr(error, "strerror", None) or error).lower()
