@@ -15,7 +15,6 @@ from tests.bench.harness import MIB, Bench, at_least, at_most, available_mib, ti
 from xendpy.guest.domain import Domain, GuestType
 from xendpy.guest.pages import MAX_BATCH, PAGE_SIZE, PageBatch
 from xendpy.hypervisor.store import StoreHypervisor
-from xendpy.migration.mapped_source import MappedSource
 from xendpy.migration.receive import BytesSource, FileSource, NoGuest, drive
 from xendpy.migration.saved_file import Cancel, FileSink, restore_file, save_file
 from xendpy.paths import Paths
@@ -121,10 +120,8 @@ def to_libxl(source: Path, target: Path) -> None:
             sink.write(list(pieces))
 
         drive(read_envelope(), FileSource(reader.fileno()), NoGuest())
-        stream = MappedSource(reader.fileno())
-        encoder = LibxlEncoder(GuestType.PV, is_converted=True)
-        conversion = to_modern(encoder, write, room=stream)
-        drive(decode_body(GuestType.PV), stream, conversion)
+        conversion = to_modern(LibxlEncoder(GuestType.PV, is_converted=True), write)
+        drive(decode_body(GuestType.PV), FileSource(reader.fileno()), conversion)
 
 
 class Frames:

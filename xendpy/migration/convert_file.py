@@ -18,7 +18,6 @@ from xendpy.hypervisor.xlconfig import to_json
 from xendpy.hypervisor.xlguest import read_guest
 from xendpy.hypervisor.xlrules import GuestRules
 from xendpy.hypervisor.xlsxp import parse_json
-from xendpy.migration.mapped_source import MappedSource
 from xendpy.migration.receive import FileSource, NoGuest, drive
 from xendpy.migration.saved_file import FileSink, existing_file, new_file
 from xendpy.stream import libxl
@@ -121,12 +120,11 @@ def _to_xl(fd: int, opened: _Opened, write: Write, rules: GuestRules) -> None:
     guest = read_guest(config, rules)
     write([encode_xl_header(XlHeader(to_json(guest), is_json=True, is_v2=True))])
     encoder = LibxlEncoder(config.guest_type, is_converted=not opened.is_modern)
-    source = MappedSource(fd)
     if opened.is_modern:
-        conversion = Conversion(lambda record: iter((record,)), encoder, write, source)
+        conversion = Conversion(lambda record: iter((record,)), encoder, write)
     else:
-        conversion = to_modern(encoder, write, room=source)
-    drive(opened.image(), source, conversion)
+        conversion = to_modern(encoder, write)
+    drive(opened.image(), FileSource(fd), conversion)
 
 
 def _to_xend(
@@ -141,10 +139,8 @@ def _to_xend(
     drive(opened.image(), FileSource(fd), survey)
     os.lseek(fd, start, os.SEEK_SET)
     write([encode_envelope(opened.config)])
-    source = MappedSource(fd)
-    facts = survey.facts()
-    conversion, notes = to_legacy(facts, dialect, write, lossy=lossy, room=source)
-    drive(opened.image(), source, conversion)
+    conversion, notes = to_legacy(survey.facts(), dialect, write, lossy=lossy)
+    drive(opened.image(), FileSource(fd), conversion)
     if opened.config.guest_type is GuestType.HVM:
         notes.append("no xend's device model can load the state of qemu-xen")
     return notes

@@ -19,7 +19,7 @@ from xendpy.stream.convert_modern import LegacyToModern
 from xendpy.stream.legacy_dialect import Dialect
 from xendpy.stream.legacy_encode import LegacyEncoder
 from xendpy.stream.records import Record
-from xendpy.stream.staging import Room, Staging
+from xendpy.stream.staging import Staging
 
 __all__ = ["Conversion", "Facts", "Survey", "to_legacy", "to_modern"]
 
@@ -36,8 +36,9 @@ class Encoder(Protocol):
 class Conversion:
     """Give this to a decoder in the place of a guest: each record is written on at once.
 
-    `write` gets the pieces of one record and must be done with them when it returns. `room` is
-    where pages are on their way; None = memory of its own.
+    `write` gets the pieces of one record and must be done with them when it returns. Pages are
+    read and written through memory that stays in the cache: between files a copy more, and yet
+    faster than to map them, each of whose pages costs a walk through the tables.
     """
 
     def __init__(
@@ -45,16 +46,15 @@ class Conversion:
         translate: Callable[[Record], Iterator[Record]],
         encoder: Encoder,
         write: Write,
-        room: Room | None = None,
     ) -> None:
         self._translate = translate
         self._encoder = encoder
         self._write = write
-        self._room = room or Staging()
+        self._staging = Staging()
 
     def populate(self, batch: PageBatch) -> Sequence[memoryview]:
         """Return memory for `batch`, valid until the next call."""
-        return self._room.view(batch)
+        return self._staging.view(batch)
 
     def apply(self, record: Record) -> None:
         """Write `record` on.
@@ -66,16 +66,14 @@ class Conversion:
             self._write(self._encoder.encode(translated))
 
 
-def to_modern(
-    encoder: Encoder, write: Write, *, keeps_unmapped: bool = False, room: Room | None = None
-) -> Conversion:
+def to_modern(encoder: Encoder, write: Write, *, keeps_unmapped: bool = False) -> Conversion:
     """Convert a legacy stream with a `LibxlEncoder` or `LibxcEncoder`.
 
     The legacy list of unmapped pfns is dropped, as Xen's converter does: restorers of v2 do not
     take frames back. `keeps_unmapped` writes it as XTAB pages, for readers that do.
     """
     translate = LegacyToModern(keeps_unmapped=keeps_unmapped).translate
-    return Conversion(translate, encoder, write, room)
+    return Conversion(translate, encoder, write)
 
 
 def to_legacy(
@@ -84,7 +82,6 @@ def to_legacy(
     write: Write,
     *,
     lossy: bool = False,
-    room: Room | None = None,
 ) -> tuple[Conversion, list[str]]:
     """Convert a v2 or libxl stream; the list fills with a note for each thing left out.
 
@@ -92,4 +89,4 @@ def to_legacy(
     """
     translator = ModernToLegacy(facts, dialect, lossy=lossy)
     encoder = LegacyEncoder(dialect, facts.guest_type)
-    return Conversion(translator.translate, encoder, write, room), translator.notes
+    return Conversion(translator.translate, encoder, write), translator.notes

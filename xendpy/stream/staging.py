@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from xendpy.guest.pages import PAGE_SIZE, PageBatch
-
-
-class Room(Protocol):
-    """Where pages can be on their way through."""
-
-    def view(self, batch: PageBatch) -> Sequence[memoryview]:
-        """Return views as long as the batch's pages together."""
-        ...
 
 
 class Staging:
