@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from xendpy.control.events import EventKind
-from xendpy.control.guests import MIGRATED
 from xendpy.control.libvirt.reasons import PAUSED, RUNNING, SHUTOFF
 from xendpy.control.libvirt.session import Handler, Procedure, Session
 from xendpy.control.libvirt.wire import Code
 from xendpy.control.libvirt.xdr import Kind, Param, Reader, Writer
 from xendpy.control.libvirt.xml_config import from_xml
+from xendpy.control.live_guests import MIGRATED
 from xendpy.control.new_config import new_config
 from xendpy.errors import DomainNotFound, RpcError
 from xendpy.guest.domain import DomainConfig, DomainState, DomainSummary, GuestType
