@@ -36,7 +36,7 @@ from xendpy.errors import (
 from xendpy.migration.receive import read_rest
 from xendpy.relocation.packing import Packer
 from xendpy.relocation.sums import FrameSums
-from xendpy.relocation.wire import PlainWire, TlsWire, Wire
+from xendpy.relocation.transport import PlainTransport, TlsTransport, Transport
 
 T = TypeVar("T")
 
@@ -92,7 +92,9 @@ class Channel:
         self._sock = sock
         self._prefix = memoryview(prefix)
         self._stall_timeout_s = stall_timeout_s
-        self._wire: Wire = TlsWire(sock) if isinstance(sock, ssl.SSLSocket) else PlainWire(sock)
+        self._transport: Transport = (
+            TlsTransport(sock) if isinstance(sock, ssl.SSLSocket) else PlainTransport(sock)
+        )
         self._ended = False
         self._closed = False
         self._until_s: float | None = None
@@ -135,7 +137,7 @@ class Channel:
 
     def readable(self) -> bool:
         """Whether a read would find something at once: bytes, the peer's end, or an error."""
-        return bool(self._prefix) or self._ended or self._wire.readable()
+        return bool(self._prefix) or self._ended or self._transport.readable()
 
     def recv_into(self, views: Sequence[memoryview]) -> None:
         """Fill `views`, of bytes, in order.
@@ -198,7 +200,7 @@ class Channel:
         todo: Sequence[memoryview] = [memoryview(view) for view in views if len(view)]
         while todo:
             piece = todo[:IOV_MAX]
-            sent = self._call(functools.partial(self._wire.send, piece), "sending", None)
+            sent = self._call(functools.partial(self._transport.send, piece), "sending", None)
             todo = _rest(todo, sent)
 
     def half_close(self) -> None:
@@ -275,7 +277,7 @@ class Channel:
         if self._ended:
             return 0
         whole = whole and self._until_s is None  # what is bounded as a whole comes piece by piece
-        count = self._call(lambda: self._wire.recv(views, whole=whole), doing, timeout_s)
+        count = self._call(lambda: self._transport.recv(views, whole=whole), doing, timeout_s)
         self._ended = not count
         self.offset += count
         return count
@@ -296,7 +298,7 @@ class Channel:
             if timeout_s <= 0:
                 raise ChannelTimeout(doing, after_s=0, peer=self.peer)
         try:
-            self._wire.bound(max(timeout_s, SHORTEST_S))
+            self._transport.bound(max(timeout_s, SHORTEST_S))
             result = call()
         except OSError as error:
             raise self._error(error, doing, timeout_s) from error

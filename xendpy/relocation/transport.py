@@ -14,7 +14,7 @@ TLS_STAGING = 1 << 16
 TIMEVAL = struct.Struct("@ll")  # seconds, microseconds; zero would be for ever
 
 
-class Wire(Protocol):
+class Transport(Protocol):
     """A blocking socket's calls; each raises OSError as the socket does. The caller owns it."""
 
     def bound(self, timeout_s: float) -> None:
@@ -30,7 +30,7 @@ class Wire(Protocol):
         """Send the beginning of `views`, none of them empty; return how much."""
 
 
-class PlainWire:
+class PlainTransport:
     """A TCP or unix socket."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -38,7 +38,7 @@ class PlainWire:
         self._bound_s: float | None = None
 
     def bound(self, timeout_s: float) -> None:
-        """As `Wire.bound`.
+        """As `Transport.bound`.
 
         The kernel keeps the time, so that one call can wait for a whole batch: with Python's own
         timeouts each piece of it costs a poll and a wake-up, a third of all the time.
@@ -52,22 +52,22 @@ class PlainWire:
         self._bound_s = timeout_s
 
     def readable(self) -> bool:
-        """As `Wire.readable`."""
+        """As `Transport.readable`."""
         return bool(select.select([self._sock], [], [], 0)[0])
 
     def recv(self, views: Sequence[memoryview], *, whole: bool) -> int:
-        """As `Wire.recv`."""
+        """As `Transport.recv`."""
         flags = socket.MSG_WAITALL if whole else 0
         if len(views) > 1:
             return self._sock.recvmsg_into(views, 0, flags)[0]
         return self._sock.recv_into(views[0], 0, flags)
 
     def send(self, views: Sequence[memoryview]) -> int:
-        """As `Wire.send`."""
+        """As `Transport.send`."""
         return self._sock.sendmsg(views)
 
 
-class TlsWire:
+class TlsTransport:
     """An SSLSocket, which has neither recvmsg_into nor sendmsg."""
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
@@ -76,11 +76,11 @@ class TlsWire:
         self._ahead = b""  # read by `readable`, for the next `recv`
 
     def bound(self, timeout_s: float) -> None:
-        """As `Wire.bound`."""
+        """As `Transport.bound`."""
         self._sock.settimeout(timeout_s)
 
     def readable(self) -> bool:
-        """As `Wire.readable`.
+        """As `Transport.readable`.
 
         The socket's own readiness says nothing: decrypted bytes may be pending, and what came
         may be no payload. A byte read to find out is read again later.
@@ -97,7 +97,7 @@ class TlsWire:
         return True
 
     def recv(self, views: Sequence[memoryview], *, whole: bool) -> int:
-        """As `Wire.recv`, of the first view alone."""
+        """As `Transport.recv`, of the first view alone."""
         view, done = views[0], len(self._ahead)
         if done:
             view[:done], self._ahead = self._ahead, b""
@@ -113,7 +113,7 @@ class TlsWire:
         return done
 
     def send(self, views: Sequence[memoryview]) -> int:
-        """As `Wire.send`."""
+        """As `Transport.send`."""
         return self._sock.send(self._gather(views) if len(views[0]) < TLS_RECORD else views[0])
 
     def _gather(self, views: Sequence[memoryview]) -> memoryview:
