@@ -26,7 +26,7 @@ DONE = MigrationProgress(
 
 
 def migration(progress: MigrationProgress, way: Way = Way.OUT) -> Migration:
-    return Migration(id="1", way=way, look=lambda: progress, abort=lambda _: None, last=progress)
+    return Migration(way=way, look=lambda: progress, abort=lambda _: None, last=progress)
 
 
 def sample(metrics: Metrics, name: str, **labels: str) -> float | None:

@@ -18,9 +18,7 @@ class Running:
     def __init__(self, number: int, way: Way = Way.OUT) -> None:
         self.progress = MigrationProgress(migration_id=str(number), peer="b", name="web1")
         self.aborted: list[str] = []
-        self.row = Migration(
-            id=str(number), way=way, look=lambda: self.progress, abort=self.aborted.append
-        )
+        self.row = Migration(way=way, look=lambda: self.progress, abort=self.aborted.append)
 
 
 def test_rows_show_the_latest_snapshot_and_then_the_last() -> None:
@@ -29,7 +27,7 @@ def test_rows_show_the_latest_snapshot_and_then_the_last() -> None:
     running.progress = replace(running.progress, state=MigrationState.PRECOPY, iteration=2)
     assert [row.progress.iteration for row in table.all()] == [2]
     running.progress = replace(running.progress, state=MigrationState.DONE)
-    table.end(Way.OUT, "1")
+    table.end(running.row)
     running.progress = replace(running.progress, iteration=9)
     (row,) = table.all()
     assert (row.progress.iteration, succeeded(row)) == (2, True)
@@ -39,7 +37,7 @@ def test_rows_show_the_latest_snapshot_and_then_the_last() -> None:
 def test_nothing_of_a_worker_outlives_its_migration() -> None:
     table, running = Migrations(), Running(1)
     table.add(running.row)
-    table.end(Way.OUT, "1")
+    table.end(running.row)
     worker = weakref.ref(running)
     del running
     gc.collect()
@@ -49,26 +47,26 @@ def test_nothing_of_a_worker_outlives_its_migration() -> None:
     assert (found.progress.name, found.abort("operator")) == ("web1", False)
 
 
-def test_ways_are_kept_apart() -> None:
+def test_of_one_that_leaves_and_comes_here_the_leaving_side_is_found() -> None:
     table = Migrations()
-    for way in Way:
-        table.add(Running(1, way).row)
-    table.end(Way.IN, "1")
-    assert [row.way for row in table.running()] == [Way.OUT]
-    found = table.find("1")
-    assert found is not None
-    assert found.way is Way.OUT
+    rows = {way: Running(1, way).row for way in (Way.OUT, Way.IN)}
+    for row in rows.values():
+        table.add(row)
+    assert table.find("1") is rows[Way.OUT]
+    table.end(rows[Way.OUT])
+    assert table.find("1") is rows[Way.OUT]
+    table.end(rows[Way.IN])
+    assert table.find("1") is rows[Way.OUT]
     assert table.find("2") is None
 
 
 def test_history_is_bounded() -> None:
     table = Migrations()
     for number in range(HISTORY + 3):
-        table.add(Running(number).row)
-        table.end(Way.OUT, str(number))
+        running = Running(number)
+        table.add(running.row)
+        table.end(running.row)
     assert [row.id for row in table.all()][:: HISTORY - 1] == ["3", str(HISTORY + 2)]
-    table.end(Way.OUT, "3")
-    assert len(table.all()) == HISTORY
 
 
 def test_listeners_hear_of_changes_and_ends() -> None:
@@ -76,9 +74,9 @@ def test_listeners_hear_of_changes_and_ends() -> None:
     ends: list[str] = []
     table = Migrations(lambda: changes.append(len(table.running())))
     table.on_end(lambda row: ends.append(row.id))
-    table.add(Running(1).row)
-    table.end(Way.OUT, "1")
-    table.end(Way.OUT, "1")
+    running = Running(1)
+    table.add(running.row)
+    table.end(running.row)
     assert changes == [1, 0]
     assert ends == ["1"]
 

@@ -227,7 +227,7 @@ def err(text: str) -> str:
 
 
 REFUSED = r"event=refused peer=127\.0\.0\.3:\d+ by="
-FAILED = r"event=relocation direction=in id=\d+ peer=127\.0\.0\.3:\d+ .*result=failed .*"
+FAILED = r"event=relocation direction=in id=[0-9a-f]{32} peer=127\.0\.0\.3:\d+ .*result=failed .*"
 ROWS = [
     Row(
         one_peer_s_connections,

@@ -287,13 +287,16 @@ def test_a_xend_s_managed_configuration_arrives(here: Host) -> None:
     here.xm("delete", guest)
 
 
-def test_the_picture_of_a_migration(here: Host, tmp_path: Path) -> None:
+def test_the_picture_of_a_migration(here: Host, there: Host, tmp_path: Path) -> None:
     here.create(extra="tick=0.05 dirty=5MB/s wss=4MB")
     here.xm("migrate", "--live", "testvm1", "et-virt08")
     last = here.last()
     plot = tmp_path / "moved.svg"
     shown = here.xm("migrations", "show", last["id"][:8], "--plot", str(plot)).stdout
     assert last["id"] in shown and re.search(r"^ +1 +\d+ +\d+ ", shown, re.M)
+    (arrived,) = [row for row in there.call("xendpy.migrations") if row["id"] == last["id"]]
+    assert (arrived["direction"], arrived["domain"]) == ("in", "testvm1")
+    assert f"{last['id'][:8]} in " in there.xm("migrations").stdout
     assert f"<title>{last['rounds'][0]['sent_pages']:,} pages</title>" in plot.read_text()
 
 

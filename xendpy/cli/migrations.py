@@ -16,7 +16,6 @@ from xendpy.errors import RpcError
 COLUMNS: Final = "{:<8} {:<3} {:<24} {:<22} {:<13} {:>5} {:>10} {:>9} {:>8}"
 TITLES: Final = ("ID", "Way", "Name", "Peer", "State", "Round", "Pages", "MiB/s", "Time(s)")
 ROUND_COLUMNS: Final = "{:>9} {:>10} {:>10} {:>9} {:>9}"
-SAME_S: Final = 10.0  # one migration: the table's row and the journal's entry begin together
 
 Struct = Mapping[str, Any]
 
@@ -61,11 +60,7 @@ def _list(xm: Invocation, _: Sequence[str]) -> int:
 
 
 def _same(entry: Struct, row: Struct) -> bool:
-    if entry["direction"] != row["direction"]:
-        return False
-    # What comes in is counted in the table, and has the source's id in the journal.
-    near = abs(float(entry["created_s"]) - float(row["started"])) < SAME_S
-    return bool(entry["id"] == row["id"] or (entry["uuid"] == row["uuid"] and near))
+    return bool((entry["id"], entry["direction"]) == (row["id"], row["direction"]))
 
 
 def row_line(row: Struct) -> str:

@@ -31,11 +31,10 @@ class Way(StrEnum):
     OUT = "out"
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Migration:
     """One row: `look` gives the latest snapshot, `abort` cuts it, by whom is its argument."""
 
-    id: str
     way: Way
     look: Callable[[], MigrationProgress]
     abort: Callable[[str], object]
@@ -45,6 +44,11 @@ class Migration:
     @property
     def progress(self) -> MigrationProgress:
         return self.last or self.look()
+
+    @property
+    def id(self) -> str:
+        """The same on both hosts, as soon as a source that has given one has named it."""
+        return self.progress.migration_id
 
     def end(self) -> None:
         """Keep the last snapshot, and nothing of the worker.
@@ -81,7 +85,8 @@ class Migrations:
 
     def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
         self._changed = changed
-        self._running: dict[tuple[Way, str], Migration] = {}
+        self._running: list[Migration] = []
+        self._coming: dict[Incoming, Migration] = {}
         self._ended: deque[Migration] = deque(maxlen=HISTORY)
         self._listeners: list[Callable[[Migration], None]] = []
 
@@ -91,25 +96,30 @@ class Migrations:
 
     def all(self) -> list[Migration]:
         """Return the ended ones, oldest first, then the running ones."""
-        return [*self._ended, *self._running.values()]
+        return [*self._ended, *self._running]
 
     def running(self) -> list[Migration]:
-        return list(self._running.values())
+        return list(self._running)
 
-    def find(self, migration_id: str) -> Migration | None:
-        """Return a migration by its id; a running one before one that has ended."""
-        return next((item for item in reversed(self.all()) if item.id == migration_id), None)
+    def find(self, prefix: str) -> Migration | None:
+        """Return the migration whose id begins so.
+
+        A running one comes before one that has ended, and of one that both leaves and comes here
+        the leaving side: that is the one which was asked for.
+        """
+        found = [item for item in reversed(self.all()) if item.id.startswith(prefix)]
+        found.sort(key=lambda item: item.last is not None)
+        sides = [item for item in found if item.id == found[0].id]
+        return min(sides, key=lambda item: item.way is Way.IN, default=None)
 
     def add(self, migration: Migration) -> None:
         """Enter a migration that begins."""
-        self._running[migration.way, migration.id] = migration
+        self._running.append(migration)
         self._changed()
 
-    def end(self, way: Way, migration_id: str) -> None:
+    def end(self, migration: Migration) -> None:
         """Move a migration to the ended ones, with its last snapshot."""
-        migration = self._running.pop((way, migration_id), None)
-        if migration is None:
-            return
+        self._running.remove(migration)
         migration.end()
         self._ended.append(migration)
         for listener in self._listeners:
@@ -120,20 +130,21 @@ class Migrations:
         """Enter one that comes in; called by the relocation server."""
         if not incoming.is_migration:
             return
-        self.add(
-            Migration(
-                id=incoming.id, way=Way.IN, look=lambda: incoming.progress, abort=incoming.abort
-            )
-        )
+        migration = Migration(way=Way.IN, look=lambda: incoming.progress, abort=incoming.abort)
+        self._coming[incoming] = migration
+        self.add(migration)
 
     def ended(self, incoming: Incoming) -> None:
         """Note that one that came in is over; called by the relocation server."""
+        migration = self._coming.pop(incoming, None)
+        if migration is None:
+            return
         if incoming.request.op == DIALOGUE and not incoming.progress.name:
             # A dry run, or an end before anybody named a guest: no migration to remember.
-            self._running.pop((Way.IN, incoming.id), None)
+            self._running.remove(migration)
             self._changed()
             return
-        self.end(Way.IN, incoming.id)
+        self.end(migration)
 
     def summary(self) -> str:
         """Return one line for the service manager."""

@@ -54,11 +54,6 @@ class TransferMethods:
         """
         found = self._migrations.find(str(migration_id))
         if found is None:
-            found = next(
-                (item for item in self._migrations.all() if item.id.startswith(str(migration_id))),
-                None,
-            )
-        if found is None:
             raise MigrationError(f"no migration {migration_id} is under way or lately ended")
         entry = self._transfers.entry(found.id)
         return {
@@ -70,14 +65,11 @@ class TransferMethods:
 
     async def cancel(self, migration_id: Value) -> Value:
         """Cancel a migration; False when it is being handed over already."""
-        running = [
-            item
-            for item in self._migrations.running()
-            if item.id.startswith(str(migration_id)) and migration_id
-        ]
-        if len(running) != 1:
+        ids = {item.id for item in self._migrations.running()}
+        fitting = [item for item in ids if item.startswith(str(migration_id)) and migration_id]
+        if len(fitting) != 1 or (found := self._migrations.find(fitting[0])) is None:
             raise MigrationError(f"no migration {migration_id} is under way")
-        return running[0].abort(BY_OPERATOR) is not False
+        return found.abort(BY_OPERATOR) is not False
 
     async def settle(self, migration_id: Value, choice: Value) -> Value:
         """Decide who owns a guest in doubt: keep or discard."""

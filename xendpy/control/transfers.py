@@ -170,15 +170,11 @@ class Transfers:
             raise MigrationError("the daemon is stopping")
         order = self._order(guest, request, options)
         outgoing = await self._guests.workers.quick(self._sender.begin, new_id(), order)
-        self._migrations.add(
-            Migration(
-                id=outgoing.entry.id,
-                way=Way.OUT,
-                look=lambda: outgoing.watch.progress,
-                abort=outgoing.cancel.cancel,
-            )
+        migration = Migration(
+            way=Way.OUT, look=lambda: outgoing.watch.progress, abort=outgoing.cancel.cancel
         )
-        task = asyncio.create_task(self._run(outgoing))
+        self._migrations.add(migration)
+        task = asyncio.create_task(self._run(outgoing, migration))
         self._running[outgoing.entry.id] = (outgoing, task)
         return outgoing, task
 
@@ -210,7 +206,7 @@ class Transfers:
         sent = with_home(sent, moves=request.change_home_server)
         return Order(Domain(domid=guest.domid, uuid=guest.uuid, name=guest.name), sent, peer, plan)
 
-    async def _run(self, outgoing: Outgoing) -> Outcome:
+    async def _run(self, outgoing: Outgoing, migration: Migration) -> Outcome:
         def shut_down() -> None:
             outgoing.cancel.cancel("shutdown")
 
@@ -218,7 +214,7 @@ class Transfers:
             return await self._guests.workers.long(lambda: self._sender.run(outgoing), shut_down)
         finally:
             del self._running[outgoing.entry.id]
-            self._migrations.end(Way.OUT, outgoing.entry.id)
+            self._migrations.end(migration)
             self.resolver.wake()
 
     async def outcome(self, migration_id: str) -> Outcome:

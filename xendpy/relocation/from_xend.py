@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from xendpy.config import XendConfig
 from xendpy.errors import ChannelAborted, ChannelError, JournalError, StreamError, XendError
 from xendpy.hypervisor.base import Hypervisor
-from xendpy.migration.handover import Direction, Entry, Journal, Step, new_id
+from xendpy.migration.handover import Direction, Entry, Journal, Step
 from xendpy.migration.home import home_of
 from xendpy.migration.progress import log_end
 from xendpy.migration.reception import Received, ReceiveLimits, Reception
@@ -109,7 +109,7 @@ class ReceiveFromXend:
         except ChannelAborted:
             gone = False
         if not gone:
-            self._doubt(incoming.channel.peer, received)
+            self._doubt(incoming, received)
             return
         # It is ours from here on, and so is its home: should we end in what follows, it is known.
         self.at_home(home_of(received.config))
@@ -117,13 +117,13 @@ class ReceiveFromXend:
         incoming.wait_stopped(self.unpause_delay_s)
         self._unpause(received)
 
-    def _doubt(self, peer: str, received: Received) -> None:
+    def _doubt(self, incoming: Incoming, received: Received) -> None:
         """Journal that the sender may still have its copy: an operator settles it."""
-        config = received.config
+        config, peer = received.config, incoming.channel.peer
         try:
             entry = self.journal.begin(
                 Entry(
-                    id=new_id(),
+                    id=incoming.id,
                     direction=Direction.IN,
                     step=Step.RECEIVED,
                     name=config.name,

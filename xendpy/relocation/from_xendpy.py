@@ -89,6 +89,7 @@ class ReceiveFromXendpy:
         except HandshakeError as error:
             _reply_error(incoming, error)
             return
+        incoming.show(replace(incoming.progress, migration_id=request.id))
         gathering = self.landings.enter(request.id, incoming)
         target = Target(
             hypervisor=self.hypervisor,

@@ -35,10 +35,7 @@ class Incoming:
     `progress` is a snapshot, replaced by assignment. `channel` is the worker's own.
     """
 
-    def __init__(
-        self, migration_id: str, channel: Channel, request: Receive, progress: MigrationProgress
-    ) -> None:
-        self.id = migration_id
+    def __init__(self, channel: Channel, request: Receive, progress: MigrationProgress) -> None:
         self.channel = channel
         self.request = request
         self.progress = progress
@@ -60,6 +57,11 @@ class Incoming:
         self._work = work
         if self._stopped.is_set():
             work.cancel()
+
+    @property
+    def id(self) -> str:
+        """The migration's; this host's own until the source has given one."""
+        return self.progress.migration_id
 
     @property
     def is_migration(self) -> bool:

@@ -7,7 +7,6 @@ never waits for a name server, a disk or a guest's bytes.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import socket
 import ssl
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from xendpy.errors import ChannelError, ChannelTimeout, PeerRefused
+from xendpy.migration.handover import new_id
 from xendpy.migration.reception import start
 from xendpy.relocation.admission import (
     Counts,
@@ -81,7 +81,6 @@ class RelocationServer:
         self._greeters = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="tls")
         self._counts = Counts()
         self._muffler = Muffler()
-        self._numbers = itertools.count(1)
         self._listeners = Listeners()
         self._accepting: set[asyncio.Task[None]] = set()
         self._peers: dict[asyncio.Task[None], Peer] = {}
@@ -307,8 +306,7 @@ class RelocationServer:
         if peer.address:
             peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         channel = self._channel(peer, request.leftover)
-        number = str(next(self._numbers))
-        return Incoming(number, channel, request, start(number, peer.label))
+        return Incoming(channel, request, start(new_id(), peer.label))
 
     def _channel(self, peer: Peer, prefix: bytes) -> Channel:
         peer.sock.setblocking(True)
