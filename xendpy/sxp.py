@@ -261,22 +261,20 @@ def _float(value: float) -> str:
 
 
 _PLAIN_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_ESCAPED = {"'": re.compile(r"[^ -&(-\[\]-~]"), '"': re.compile(r"[^ !#-\[\]-~]")}
 
 
 def quoted(text: str) -> str:
     """Return `text` in quotes: single ones, unless it holds those and no double ones."""
     quote = '"' if "'" in text and '"' not in text else "'"
-    parts = []
-    for char in text:
-        if char == quote:
-            parts.append("\\" + char)
-        elif char in _PLAIN_ESCAPES:
-            parts.append(_PLAIN_ESCAPES[char])
-        elif " " <= char <= "~":
-            parts.append(char)
-        else:
-            parts.extend(f"\\x{byte:02x}" for byte in _bytes_of(char))
-    return quote + "".join(parts) + quote
+    return quote + _ESCAPED[quote].sub(_escaped, text) + quote
+
+
+def _escaped(match: re.Match[str]) -> str:
+    char = match[0]
+    if char in QUOTES:
+        return "\\" + char
+    return _PLAIN_ESCAPES.get(char) or "".join(f"\\x{byte:02x}" for byte in _bytes_of(char))
 
 
 def _bytes_of(char: str) -> bytes:

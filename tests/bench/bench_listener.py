@@ -68,13 +68,13 @@ def _row(name: str, attack: Attack, root: Path) -> None:
 
 def _serve(root: str, pipe: object) -> None:
     import asyncio
-    import logging
 
     import uvloop
 
     from tests.peers.relocation_host import receiving
+    from xendpy.control import logs
 
-    logging.disable(logging.CRITICAL)
+    logs.set_up(Path(root) / "xend.log", "INFO", environ={})  # a flood costs its lines as well
 
     async def run() -> None:
         settings = {"max_connections": 1024, "max_connections_per_peer": 64, "max_incoming": 8}

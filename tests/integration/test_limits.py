@@ -292,7 +292,7 @@ ROWS = [
         REFUSED + "timeout",
     ),
     Row(bad_requests, "no operation within 8 bad requests", "", ""),
-    Row(a_long_request, "longer than 32768 bytes", "", ""),
+    Row(a_long_request, "longer than 4096 bytes", "", ""),
     Row(pages_of_a_batch, err("1073741824"), "1073741824", FAILED + "1073741824"),
     Row(a_p2m_beyond_the_guest_s_memory, err("p2m"), "p2m", FAILED + "p2m"),
     Row(

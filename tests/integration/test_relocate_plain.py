@@ -491,7 +491,7 @@ async def test_admitted_peer_is_logged_with_its_rule(
         report = await _sent(host, _pv())
         await host.ended()
     assert report.succeeded
-    assert f"by {rules.split()[-1]}" in caplog.text
+    assert f"rule={rules.split()[-1]}" in caplog.text
 
 
 async def test_hanging_name_server_stalls_nobody_else(tmp_path: Path) -> None:

@@ -132,5 +132,26 @@ def test_no_peer_can_forge_an_audit_line(caplog: pytest.LogCaptureFixture) -> No
     assert heard == [Refusal.TLS]
 
 
+def test_a_flood_of_refusals_is_counted_in_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "xendpy.audit")
+    heard: list[Refusal] = []
+    audit = Audit(heard.append)
+    told = [audit.refused(f"192.0.2.7:{port}", Refusal.CONNECTIONS, "full") for port in range(5)]
+    told.append(audit.refused("192.0.2.7:5", Refusal.TIMEOUT, "slow"))
+    told.append(audit.refused("192.0.2.8:1", Refusal.CONNECTIONS, "full"))
+    assert [key is not None for key in told] == [True, *4 * [False], True, True]
+    audit.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "event=refused peer=192.0.2.7:0 by=connections reason=full",
+        "event=refused peer=192.0.2.7:5 by=timeout reason=slow",
+        "event=refused peer=192.0.2.8:1 by=connections reason=full",
+        "event=refused peer=192.0.2.7 by=connections times=4",
+    ]
+    assert len(heard) == len(told)
+    assert audit.refused("192.0.2.7:9", Refusal.CONNECTIONS, "full")
+
+
 def test_audit_lines_are_written_whatever_the_log_s_level() -> None:
     assert logging.getLogger("xendpy.audit").isEnabledFor(logging.INFO)

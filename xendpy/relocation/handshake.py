@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TypeAlias
 
 from xendpy import sxp
@@ -17,8 +18,8 @@ from xendpy.errors import HandshakeError, SxpError
 from xendpy.relocation.requests import IncrementalParser
 
 OK = b"(ok)\n"
-MAX_CONTROL = 1 << 16  # bytes of a whole control phase
-MAX_VALUE = 1 << 15  # bytes of one request
+MAX_CONTROL = 1 << 14  # bytes of a whole control phase; they are parsed in the event loop
+MAX_VALUE = 1 << 12  # bytes of one request
 MAX_BAD = 8  # requests that are none
 MAX_REQUESTS = 256  # before the one that takes over; each costs the server some 80 us
 MAX_DEPTH = 16
@@ -26,6 +27,7 @@ MAX_TEXT = 900  # bytes of an error's text: xend >= 4.0 reads at most 1024 of th
 
 XEND_ERROR = "<class 'xen.xend.XendError.XendError'>"
 PARSE_ERROR = "<class 'xen.xend.sxp.ParseError'>"
+_SHOWN = {kind: sxp.show(kind) for kind in (XEND_ERROR, PARSE_ERROR)}
 _LINE_END = re.compile(rb"[ \t]*(#[^\n]*)?\r?\n")
 
 
@@ -105,8 +107,7 @@ class Handshake:
     def _dispatch(self, value: sxp.SxpValue) -> Action:
         name = value[0] if isinstance(value, list) and value else value
         if name == "help":
-            names: sxp.SxpList = [*sorted({"help", "quit", *self._ops})]
-            return Reply(sxp.encode(["ok", names]) + b"\n")
+            return Reply(_help(self._ops))
         if name == "quit":
             return Close()
         if isinstance(name, str) and name in self._ops:
@@ -114,6 +115,11 @@ class Handshake:
         self._bad += 1
         shown = name if isinstance(name, str) else sxp.show(name)
         return Reply(error_reply(f"Invalid operation: {shown}"))
+
+
+@cache
+def _help(ops: tuple[str, ...]) -> bytes:
+    return sxp.encode(["ok", [*sorted({"help", "quit", *ops})]]) + b"\n"
 
 
 def _enough(count: str) -> list[Action]:
@@ -133,7 +139,7 @@ def ready(op: str) -> bytes:
 
 def error_reply(text: str, *, kind: str = XEND_ERROR) -> bytes:
     """Return a control-phase error as xend prints it, quoted by its own rule."""
-    return sxp.encode(["err", ["type", kind], ["value", text]]) + b"\n"
+    return f"(err (type {_SHOWN[kind]}) (value {sxp.show(text)}))\n".encode("ascii")
 
 
 def refusal(text: str) -> bytes:
@@ -146,7 +152,7 @@ def refusal(text: str) -> bytes:
     plain = re.sub(r"[\x00-\x1f\x7f\\]+", " ", plain).strip()[:MAX_TEXT] or "no reason given"
     if " " not in plain:
         plain = f"refused: {plain}"
-    return f"(err (type {sxp.show(XEND_ERROR)}) (value '{plain}'))\n".encode()
+    return f"(err (type {_SHOWN[XEND_ERROR]}) (value '{plain}'))\n".encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ value stay unread, for they may be a payload.
 
 from __future__ import annotations
 
+import re
 from typing import NoReturn
 
 from xendpy.errors import SxpError
 from xendpy.sxp import (
     ATOM_END,
-    BLANKS,
     DEEPEST,
     END_OF_INPUT,
     MAX_DEPTH,
@@ -20,6 +20,19 @@ from xendpy.sxp import (
     Parser,
     SxpValue,
 )
+
+# The next byte that tells something, by what it is in: nothing, an atom, a comment, a string, or
+# a string with a backslash before it. What comes before it is passed over in one step: a flood of
+# bytes that lead to nothing is to cost little.
+_TELLS = {
+    "": re.compile(rb"[^ \t\n\v\f\r]"),
+    "atom": re.compile(ATOM_END.pattern.encode()),
+    "comment": re.compile(rb"\n"),
+    "'": re.compile(rb"['\\]"),
+    '"': re.compile(rb'["\\]'),
+    "'\\": re.compile(rb"(?s:.)"),
+    '"\\': re.compile(rb"(?s:.)"),
+}
 
 
 class IncrementalParser:
@@ -33,7 +46,8 @@ class IncrementalParser:
         self._pending = bytearray()
         self._scanned = 0  # bytes of the pending value that are known not to end it
         self._depth = 0
-        self._inside = ""  # "", "atom", "comment", a quote, or a quote with a backslash behind it
+        self._inside = ""  # a key of _TELLS
+        self._atom_at = -1  # where the value begins, if it is an atom
         self._line, self._column = 1, 1  # of the first pending byte
         self._max_depth = min(max_depth, DEEPEST)
         self._max_bytes = max_bytes
@@ -55,59 +69,60 @@ class IncrementalParser:
             SxpError: a byte that cannot be there, or a value over the limits; with line and
                 column in the stream.
         """
-        while not self.ended and self._scanned < len(self._pending):
-            end = self._scan(chr(self._pending[self._scanned]))
+        reach = self._max_bytes + 1  # of the byte that ends the longest value
+        while not self.ended and self._scanned < min(len(self._pending), reach):
+            found = _TELLS[self._inside].search(self._pending, self._scanned, reach)
+            if found is None:
+                self._scanned = min(len(self._pending), reach)
+                break
+            end = self._look(found.start())
             if end is not None:
                 return self._take(end)
-            if self._scanned > self._max_bytes:
-                self._give_up(f"value longer than {self._max_bytes} bytes")
+        if not self.ended and self._scanned == reach:
+            self._give_up(f"value longer than {self._max_bytes} bytes")
         return None
 
     def _take(self, end: int) -> SxpValue:
-        text = self._pending[:end].decode("latin-1") + "\n"
+        text = self._pending[:end].decode("latin-1")
+        if self._atom_at >= 0:
+            value: SxpValue = text[self._atom_at :]
+        else:
+            value = self._parse(text + "\n")
+        self._consume(end)
+        return value
+
+    def _parse(self, text: str) -> SxpValue:
         try:
-            values = [form.value for form in Parser(text, max_depth=self._max_depth).forms()]
+            return next(Parser(text, max_depth=self._max_depth).forms()).value
         except SxpError as error:
             line = self._line + error.line - 1
             column = error.column + (self._column - 1 if error.line == 1 else 0)
             self._consume(len(self._pending))
             raise SxpError(error.reason, line=line, column=column) from error
-        self._consume(end)
-        return values[0]
 
-    def _scan(self, char: str) -> int | None:
-        """Look at the next byte; return the length of the value if it completes one."""
-        here = self._scanned
-        self._scanned += 1
+    def _look(self, here: int) -> int | None:
+        """Look at the byte `here`; return the length of the value if it completes one."""
+        char = chr(self._pending[here])
+        self._scanned = here + 1
         match self._inside:
-            case "atom" if ATOM_END.match(char):
+            case "":
+                return self._outside(char, here)
+            case "atom":
                 self._inside = ""
                 if not self._depth:
                     return here
                 self._scanned = here  # looked at again, as what it is outside an atom
-                return None
-            case "atom":
-                return None
             case "comment":
-                self._inside = "" if char == "\n" else "comment"
-                return None
+                self._inside = ""
             case "'" | '"' as quote:
-                if char == "\\":
-                    self._inside = quote + "\\"
-                elif char == quote:
-                    self._inside = ""
-                    return None if self._depth else here + 1
-                return None
-            case "":
-                return self._outside(char, here)
+                self._inside = quote + "\\" if char == "\\" else ""
+                return here + 1 if char == quote and not self._depth else None
             case escaped:
                 self._inside = escaped[0]
-                return None
+        return None
 
     def _outside(self, char: str, here: int) -> int | None:
-        if char in BLANKS:
-            pass
-        elif char == "#":
+        if char == "#":
             self._inside = "comment"
         elif char in QUOTES:
             self._inside = char
@@ -126,6 +141,7 @@ class IncrementalParser:
             self._fail(f"invalid character: code {ord(char)}")
         else:
             self._inside = "atom"
+            self._atom_at = -1 if self._depth else here
         return None
 
     def _consume(self, count: int) -> None:
@@ -137,7 +153,7 @@ class IncrementalParser:
         else:
             self._column += count
         del self._pending[:count]
-        self._scanned, self._depth, self._inside = 0, 0, ""
+        self._scanned, self._depth, self._inside, self._atom_at = 0, 0, "", -1
 
     def _give_up(self, reason: str) -> NoReturn:
         self.ended = True

@@ -28,12 +28,11 @@ from xendpy.relocation.admission import (
     confirmed_name,
     full_name,
 )
-from xendpy.relocation.audit import Audit, Refusal
+from xendpy.relocation.audit import REPEATS_S, Audit, Refusal
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.from_xend import refuse as refuse_channel
 from xendpy.relocation.greeting import Greeting, turned_away
 from xendpy.relocation.handshake import Receive
-from xendpy.relocation.listen import BACKLOG
 from xendpy.relocation.listen_all import Listeners, places
 from xendpy.relocation.operation import Incoming, Operation, Operations
 from xendpy.relocation.server_peer import Admission, Peer, admit, converse, readable, refuse
@@ -46,6 +45,9 @@ log = logging.getLogger(__name__)
 
 MAX_WORKERS = 256  # what the option for migrations at a time can reach
 ACCEPT_PAUSE_S = 0.1
+# Of accepting before whoever was let in has a turn. With 0.01 a flood fills the backlog faster
+# than it is emptied: 2.7 s instead of 0.1 s until an answer (tests/bench/bench_listener.py).
+TURN_S = 0.2
 
 
 class RelocationEvents(Protocol):
@@ -107,6 +109,7 @@ class RelocationServer:
             await self.drain(0)
         finally:
             self._names.close()
+            self._audit.close()
             for idle in (self._workers, self._greeters):  # every task has awaited its own
                 idle.shutdown(wait=False)
 
@@ -161,10 +164,13 @@ class RelocationServer:
         while True:
             try:
                 self._take(listener, *await loop.sock_accept(listener))
-                # All that wait: one at each turn of the loop let a flood of short connections
-                # queue before everybody else, where no limit for one peer reaches it.
-                for _ in range(BACKLOG):
+                # All that wait, as far as others can bear it: one at each turn of the loop let a
+                # flood of short connections queue before everybody else, where no limit for one
+                # peer reaches it.
+                until_s = time.monotonic() + TURN_S
+                while time.monotonic() < until_s:
                     self._take(listener, *listener.accept())
+                await asyncio.sleep(0)  # a connection that waits is accepted without a pause
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -193,8 +199,8 @@ class RelocationServer:
         )
         if reason:
             peer.sock.close()
-            self._warn("closed the connection of %s: %s", peer.label, reason)
-            self._audit.refused(peer.label, Refusal.CONNECTIONS, reason)
+            if self._refused(peer, Refusal.CONNECTIONS, reason):
+                log.warning("closed the connection of %s: %s", peer.label, reason)
             return
         task = asyncio.create_task(self._serve(peer))
         self._peers[task] = peer
@@ -213,12 +219,13 @@ class RelocationServer:
                 await self._operate(peer, request)
         except (TimeoutError, ChannelTimeout):
             reason = f"no operation within {self._settings.control_timeout_s:g} s"
-            log.info("closed the connection of %s: %s", peer.label, reason)
-            self._audit.refused(peer.label, Refusal.TIMEOUT, reason)
+            if self._refused(peer, Refusal.TIMEOUT, reason):
+                log.info("closed the connection of %s: %s", peer.label, reason)
         except PeerRefused as error:
             name = f" ({error.peer})" if error.peer else ""
-            log.warning("Rejected connection from %s%s: %s", peer.address, name, error.reason)
-            self._audit.refused(peer.label, Refusal(error.rule), error.reason, name=error.peer)
+            kind = Refusal(error.rule)
+            if self._refused(peer, kind, error.reason, error.peer):
+                log.warning("Rejected connection from %s%s: %s", peer.address, name, error.reason)
         except (OSError, ChannelError) as error:
             log.debug("the connection of %s broke: %s", peer.label, error)
         except Exception:
@@ -263,9 +270,16 @@ class RelocationServer:
 
     def _admitted(self, peer: Peer, admission: Admission) -> None:
         rule, name = admission.rule or "an empty hosts-allow", admission.name
-        log.info("admitted %s%s by %s", peer.label, f" ({name})" if name else "", rule)
+        log.debug("admitted %s%s by %s", peer.label, f" ({name})" if name else "", rule)
         version = peer.sock.version() if isinstance(peer.sock, ssl.SSLSocket) else ""
         self._audit.admitted(peer.label, rule=admission.rule, name=name, tls=version or "")
+
+    def _refused(self, peer: Peer, kind: Refusal, reason: str, name: str = "") -> bool:
+        """Write the audit line; False if this was said of that address a moment ago."""
+        key = self._audit.refused(peer.label, kind, reason, name=name)
+        if key is not None:
+            asyncio.get_running_loop().call_later(REPEATS_S, self._audit.repeated, key)
+        return key is not None
 
     def _name_of(self, address: str) -> str:
         if self._settings.forward_confirm:
@@ -279,7 +293,7 @@ class RelocationServer:
         operation = self._operations.get(request.op)
         if operation is None or running >= limit:
             text = f"{running} migrations are coming in, at most {limit} are taken"
-            self._audit.refused(peer.label, Refusal.INCOMING, text)
+            self._refused(peer, Refusal.INCOMING, text)
             await self._refuse(peer, text)
             return
         incoming = self._incoming(peer, request)
