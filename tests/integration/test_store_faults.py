@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.disks import filled, small_disk
+from tests.failing import FailingDurable
 from tests.guests import guest, send_guest, span
 from tests.peers.relocation_host import read_all
+from tests.peers.xend import Sender
 from tests.soak import disk
 from tests.soak.records import BUFFER_BYTES, hasty
 from xendpy.errors import HypervisorError
@@ -34,6 +36,38 @@ async def test_a_disk_that_fails_costs_no_guest(tmp_path: Path) -> None:
         for number, fault in enumerate(chosen)
     ]
     assert {"refused", "kept"} <= set(became)
+
+
+async def test_a_disk_that_goes_read_only_at_the_end_costs_no_guest(tmp_path: Path) -> None:
+    stream = disk.cold()
+    total = await disk.count(tmp_path / "count", stream)
+    # From records behind the last page on: the sender may have let go already.
+    for at in range(total // 2, total + 1, 2):
+        fault = disk.DiskFault(errno.EROFS, at)
+        assert await disk.run(tmp_path / str(at), stream, fault) in ("kept", "whole")
+
+
+async def test_a_guest_that_cannot_be_moved_is_kept_where_it_came_in(tmp_path: Path) -> None:
+    stream = disk.cold()
+    async with hasty(tmp_path) as host:
+        durable = host.store._directory.durable = FailingDurable()
+        total = await disk.count(tmp_path / "count", stream)
+        durable.arm(errno.EROFS, total // 2)
+        assert not (await asyncio.to_thread(_migrate, host.address, stream.wire))
+        reason = (await host.ended()).progress.reason
+        place = tmp_path / "var/lib/xend/store/incoming" / stream.uuid
+        assert f"what came is kept: {place} (Read-only file system): copy it away" in reason
+        assert host.store.partials() == []
+    store = StoreHypervisor(Paths(tmp_path))
+    (partial,) = store.partials()
+    assert store.domains() == [] and not place.exists()
+    assert (partial.path / "memory").stat().st_size == disk.MEMORY_MIB << 20
+    store.close()
+
+
+def _migrate(address: tuple[str, int], wire: bytes) -> bool:
+    """Send a guest as a xend does; say whether it lives on there."""
+    return Sender(address, "4.4", buffer_bytes=BUFFER_BYTES).migrate(wire).guest_lives
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 1.0])

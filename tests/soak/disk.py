@@ -11,10 +11,12 @@ from tests.failing import FAILURES, FailingDurable
 from tests.peers.relocation_host import Host, converse
 from tests.peers.xend import Sender
 from tests.soak.records import BUFFER_BYTES, Stream, hasty, made
-from tests.streams import config, envelope, pv_image
+from tests.streams import config, entries, envelope, pv_image
+from xendpy.guest.pages import PAGE_SHIFT
 from xendpy.hypervisor.store import StoreHypervisor
 from xendpy.paths import Paths
 
+MEMORY_MIB = 1
 OTHER = envelope(config("web2", uuid="00000000-0000-4000-8000-000000000002")) + pv_image().wire
 
 
@@ -95,3 +97,10 @@ async def _send(host: Host, wire: bytes) -> bool:
 
 def live() -> Stream:
     return made()[0]
+
+
+def cold() -> Stream:
+    """Return a guest that is not sent live: its only round is its last."""
+    pages = MEMORY_MIB << 20 >> PAGE_SHIFT
+    image = pv_image([entries(range(pages))], p2m_size=pages, batch_pages=32)
+    return Stream("cold", envelope(config(memory=MEMORY_MIB)) + image.wire)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.soak import disk
+from tests.soak.records import Stream
 from tests.soak.test_handover_soak import SECONDS
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
+@pytest.mark.parametrize("made", [disk.live, disk.cold], ids=["live", "cold"])
 async def test_no_failure_of_the_disk_loses_or_doubles_a_guest(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], made: Callable[[], Stream]
 ) -> None:
-    stream = disk.live()
+    stream = made()
     faults = await disk.all_faults(tmp_path / "count", stream)
     became: Counter[str] = Counter()
     began_s = time.monotonic()

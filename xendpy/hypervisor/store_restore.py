@@ -147,10 +147,21 @@ class StoreRestore:
             except OSError as error:
                 reason = f"{reason}; not all of it is on disk: {error.strerror or error}"
             state = replace(self._state(), reason=reason, kept_time_s=time())
-            path = self._directory.keep(replace(self._image, state=state))
-        self._image = replace(self._image, path=path, state=state)
+            self._image = replace(self._image, state=state)
+            try:
+                path = self._directory.keep(self._image)
+            except OSError as error:
+                path, disk = self._image.path, error.strerror or str(error)
+                log.error("%s is kept where it came in, and no note of it: %s", path, disk)
+                where = (
+                    f"{path} ({disk}): copy it away before that file system is unmounted; a start"
+                    " that can write there makes a partial guest of it"
+                )
+            else:
+                where = str(path)
+        self._image = replace(self._image, path=path)
         self._settled = True
-        return str(path)
+        return where
 
     def rest(self) -> BinaryIO:
         """Return a file beside the partial guest for what nobody decoded; the caller closes it."""

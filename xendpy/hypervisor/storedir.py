@@ -23,9 +23,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from xendpy.errors import HypervisorError, OutOfMemory, XendError
 from xendpy.guest.domain import DomainConfig
 from xendpy.guest.memory import NO_ROOM
+from xendpy.guest.pages import PAGE_SHIFT
 from xendpy.hypervisor.durable import Durable
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,8 @@ CONFIG = "config.sxp"
 STATE = "state.json"
 REST = "rest"
 ARRIVALS = "arrivals.json"  # in the store itself
+# A guest's configuration knows its memory only nearly: HVM guests have some pages more or less.
+MISSING_SHIFT = 6
 GUEST_FILES = (MEMORY, TYPES, RECORDS, CONFIG, STATE)
 MAX_DIRECTORY_NAME = 200  # of a partial guest: xend sets names no limit, file systems do
 
@@ -128,7 +133,7 @@ class StoreDirectory:
             self.durable.remove_tree(path)
         for path in sorted(self._incoming.iterdir()):
             image = load_image(path)
-            if image is not None and image.state.first_round:
+            if image is not None and (image.state.first_round or _has_every_page(image)):
                 reason = "the daemon ended while the guest was on its way in"
                 state = replace(image.state, reason=reason, kept_time_s=now_s)
                 kept = self.keep(replace(image, state=state))
@@ -237,10 +242,16 @@ class StoreDirectory:
             if not target.exists():
                 raise
             log.error("a power cut may undo that %s is kept: %s", target, error)
+        try:
+            self._make_room()
+        except OSError as error:
+            log.warning("partial guests beyond the limit stay: %s", error)
+        return target
+
+    def _make_room(self) -> None:
         for partial in self._too_many(self.partials()):
             log.warning("removed %s: there is no room for so many partial guests", partial.path)
             self.discard(partial.path)
-        return target
 
     def _too_many(self, kept: list[PartialGuest]) -> list[PartialGuest]:
         """Return the oldest of the partial guests that have to go."""
@@ -298,6 +309,27 @@ class StoreDirectory:
             count += 1
             candidate = f"{name}.{count}"
         return parent / candidate
+
+
+def _has_every_page(image: StoredImage) -> bool:
+    """Whether a guest that nobody could note anything of has come as a whole, or nearly.
+
+    Then an old sender may have let go of it: of a guest that was not sent live the first round is
+    the last, and a disk that takes no note takes no rename either.
+    """
+    missing = _pages_of(image.config) - _count_present(image.path / TYPES)
+    return missing <= _pages_of(image.config) >> MISSING_SHIFT
+
+
+def _pages_of(config: DomainConfig) -> int:
+    return config.memory_mib << 20 >> PAGE_SHIFT
+
+
+def _count_present(types: Path) -> int:
+    try:
+        return int(np.count_nonzero(np.fromfile(types, np.uint8)))
+    except OSError:
+        return 0
 
 
 def load_image(path: Path) -> StoredImage | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import BinaryIO
 
-from xendpy.errors import RecordError, XendError
+from xendpy.errors import RecordError
 from xendpy.guest.domain import DomainConfig, GuestType
 from xendpy.guest.pages import PageBatch
 from xendpy.guest.rounds import RoundCounter
@@ -169,11 +169,11 @@ class Arrival:
             vcpu_state_s=time.monotonic() - self._end_s,
         )
 
-    def close(self, state: MigrationState, error: XendError | None = None) -> MigrationProgress:
+    def close(self, state: MigrationState, reason: str = "") -> MigrationProgress:
         """Publish and return the last snapshot."""
         if state is MigrationState.DONE:
             self.progress = replace(self.progress, downtime=self.downtime())
-        self._show(state, reason=str(error) if error is not None else "")
+        self._show(state, reason=reason)
         return self.progress
 
     def _count(self, batch: PageBatch) -> None:

@@ -224,7 +224,8 @@ class Reception:
             self._read_on(session, config.maxmem_mib * MIB + REST_SLACK_BYTES)
         where = session.keep(str(error))
         log.warning("%s from %s is kept: %s (%s)", config.name, self._progress.peer, where, error)
-        return Kept(error=error, where=where, progress=arrival.close(_final(error), error))
+        progress = arrival.close(_final(error), f"{error}; what came is kept: {where}")
+        return Kept(error=error, where=where, progress=progress)
 
     def _read_on(self, session: RestoreSession, limit: int) -> None:
         try:
@@ -237,7 +238,7 @@ class Reception:
         """Publish that nothing came of it; for whoever failed before `run` as well."""
         error = explained(cause)
         if self._arrival is not None:
-            progress = self._arrival.close(_final(error), error)
+            progress = self._arrival.close(_final(error), str(error))
         else:
             progress = replace(self._progress, state=_final(error), reason=str(error))
             self._publish(progress)

@@ -248,7 +248,7 @@ def _take_image(channel: Channel, config: DomainConfig, entry: Entry, target: Ta
         failure = MigrationError(text, migration_id=entry.id)
         ended = replace(progress, state=MigrationState.FAILED, reason=text)
         if arrival is not None:
-            ended = arrival.close(MigrationState.FAILED, failure)
+            ended = arrival.close(MigrationState.FAILED, str(failure))
         target.publish(ended)
         log_end(ended)
         raise failure from error
@@ -283,7 +283,7 @@ def _hand_over(channel: Channel, arrived: _Arrived, target: Target) -> Entry:
     if kind is FrameType.ABORT:
         failure = MigrationError(text.decode("utf-8", "replace"), migration_id=entry.id)
         drop(entry, target.journal, target.hypervisor, failure.reason)
-        log_end(arrival.close(MigrationState.ABORTED, failure))
+        log_end(arrival.close(MigrationState.ABORTED, str(failure)))
         raise failure
     began_s = time.monotonic()
     entry = take_over(entry, target.journal, target.hypervisor)
