@@ -85,5 +85,5 @@ def walk(session: Session) -> None:
 
 def check_nothing_left(host: Host) -> None:
     """See that no half-built guest, save file or child of xl is left."""
-    shown = host.run("ls -A /var/lib/xend/incoming; xl list | grep -E -- '--|null'; true")
+    shown = host.run("ls -A /var/lib/xend/incoming; xl list | grep -E -- '--[im]|null'; true")
     check(not shown.strip(), f"something is left on {host.name}: {shown.strip()}")

@@ -41,6 +41,7 @@ class Dispatcher:
 
     def __init__(self, methods: Mapping[str, Method]) -> None:
         self._methods = dict(methods)
+        self._latest = ""
         self._methods["system.listMethods"] = self._list_methods
         self._methods["system.methodHelp"] = self._method_help
         self._methods["system.methodSignature"] = self._method_signature
@@ -50,7 +51,9 @@ class Dispatcher:
         name = "?"
         try:
             name, params = decode_call(body)
-            log.debug("< %s", name)
+            if name != self._latest:  # who watches a migration asks three times a second
+                log.debug("< %s", name)
+            self._latest = name
             return encode_result(await self._call(name, params))
         except XendError as error:
             code, text = fault_of(error)
