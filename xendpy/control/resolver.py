@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 
 from xendpy.control.dialling import Dialler
@@ -16,6 +17,7 @@ from xendpy.migration.handover import Direction, Entry, Step
 log = logging.getLogger(__name__)
 
 RETRY_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)  # between redials; the last one from then on
+DIALS = 8  # peers asked at a time; one that does not answer takes half a minute
 
 
 class Resolver:
@@ -35,29 +37,46 @@ class Resolver:
         self._ownership = ownership
         self._dialler = dialler
         self._workers = workers
-        self._wanted = asyncio.Event()
+        self._news = asyncio.Event()
+        # One for each peer: all that a dead one has of ours keeps one worker waiting.
+        self._lines: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._dials = asyncio.Semaphore(DIALS)
 
     def wake(self) -> None:
         """Have it look at once: there is news."""
-        self._wanted.set()
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def run(self) -> None:
-        """Redial the targets of what is open, until nothing is; for ever."""
-        attempts: dict[str, int] = {}
-        while True:
-            self._wanted.clear()
-            pending = [entry for entry in self._open_entries() if entry.direction is Direction.OUT]
-            for entry in pending:
-                settled = await self._resolve(entry)
-                attempts[entry.id] = 0 if settled else attempts.get(entry.id, 0) + 1
-            attempts = {entry.id: attempts[entry.id] for entry in pending}
-            await self._pause(attempts)
+        """Redial the targets of what is open, each in a task of its own; for ever."""
+        pursued: set[str] = set()
 
-    async def _pause(self, attempts: dict[str, int]) -> None:
-        """Wait for the next redial that is due, or for news."""
-        waits = [RETRY_S[min(tries, len(RETRY_S) - 1)] for tries in attempts.values()]
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wanted.wait(), min(waits) if waits else None)
+        async def pursue(entry_id: str) -> None:
+            await self._pursue(entry_id)
+            pursued.discard(entry_id)
+
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                news = self._news
+                for entry_id in self._pending().keys() - pursued:
+                    pursued.add(entry_id)
+                    tasks.create_task(pursue(entry_id))
+                await news.wait()
+
+    def _pending(self) -> dict[str, Entry]:
+        entries = self._open_entries()
+        return {entry.id: entry for entry in entries if entry.direction is Direction.OUT}
+
+    async def _pursue(self, entry_id: str) -> None:
+        """Redial the target of one migration until nothing of it is open."""
+        tries, news = 0, self._news
+        while (entry := self._pending().get(entry_id)) is not None:
+            async with self._lines[entry.peer, entry.port], self._dials:
+                settled = await self._resolve(entry)
+            tries = 0 if settled else tries + 1
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), RETRY_S[min(tries, len(RETRY_S) - 1)])
+            news = self._news
 
     async def _resolve(self, entry: Entry) -> bool:
         """Bring one open migration a step on; False if the peer cannot say yet."""
