@@ -138,8 +138,9 @@ def test_many_guests_come_in_at_a_time(tmp_path, capsys):
     with one_host(tmp_path) as host, ThreadPoolExecutor(AT_A_TIME) as threads:
         at_a_time: list[int] = []
         together = Barrier(AT_A_TIME, lambda: at_a_time.append(len(running(host))), DEADLINE_S)
+        payloads = [payload(number) for number in range(AT_A_TIME)]
         began_s = time.monotonic()
-        work = [threads.submit(send, host, number, together) for number in range(AT_A_TIME)]
+        work = [threads.submit(send, host, data, together) for data in payloads]
         assert [task.result() for task in work] == ["(ok)\n"] * AT_A_TIME
         until(lambda: not running(host), "the last guest to be taken over", timeout_s=DEADLINE_S)
         took_s = time.monotonic() - began_s
@@ -152,9 +153,8 @@ def test_many_guests_come_in_at_a_time(tmp_path, capsys):
         print(f"{AT_A_TIME} guests at a time in {took_s:.1f} s, then {held}")
 
 
-def send(host: Host, number: int, together: Barrier) -> str:
+def send(host: Host, data: bytes, together: Barrier) -> str:
     """Send half a guest, wait until all others have come as far, and send the rest."""
-    data = payload(number)
     half = len(data) // 2
     with socket.create_connection((host.address, host.port), timeout=DEADLINE_S) as sock:
         sock.sendall(b"receive\n")
