@@ -80,6 +80,7 @@ class StoreRestore:
         self._cancelled = False
         self._settled = False
         self._precious = False
+        self._config_synced = False
         path = image.path
         self._memory = memory or GuestMemory(self._durable.create(path / MEMORY))
         self._types = PageTypes.create(path / TYPES, self._durable)
@@ -122,8 +123,10 @@ class StoreRestore:
         with translated("restore", self._directory):
             self._finish()
             self._sync()
-            state = replace(self._state(), first_round=True)
-            image = self._directory.settle(replace(self._image, state=state))
+            image = replace(self._image, state=replace(self._state(), first_round=True))
+            if image.state != self._image.state:  # else noted so at the end of the first round
+                self._directory.write_state(image)
+            image = self._directory.settle(image)
         self._settled = True
         return self._on_whole(image)
 
@@ -249,6 +252,9 @@ class StoreRestore:
 
     def _sync_small(self) -> None:
         path = self._image.path
+        if not self._config_synced:
+            self._directory.sync_config(self._image)
+            self._config_synced = True
         self._durable.sync(self._types.fd, path / TYPES)
         self._durable.sync(self._records, path / RECORDS)
         self._durable.sync_dir(path)

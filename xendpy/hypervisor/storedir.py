@@ -191,19 +191,29 @@ class StoreDirectory:
         return sorted(found, key=lambda partial: partial.kept_time_s)
 
     def begin(self, config: DomainConfig, state: ImageState) -> StoredImage:
-        """Create the directory of a guest on its way in, with its small files."""
+        """Create the directory of a guest on its way in, with its small files; unsynced.
+
+        A power cut may leave it without them: then it is removed, as is one without a note that
+        every page has come. `sync_config` is for whoever writes that note.
+        """
         suffix = re.sub(r"[^0-9A-Za-z-]", "", state.migration_id)[:64]
         key = f"{config.uuid}.{suffix}" if suffix else config.uuid
         path = self._free(self._incoming, key, self.root)
         image = StoredImage(path=path, config=config, state=state)
         try:
             self.durable.mkdir(path)
-            self.write_config(image)
-            self.write_state(image)
+            for name, data in ((CONFIG, config.encode()), (STATE, state.encode())):
+                with open(self.durable.create(path / name)) as file:
+                    self.durable.append(file.fileno(), path / name, data)
         except OSError:
             self.discard(path)
             raise
         return image
+
+    def sync_config(self, image: StoredImage) -> None:
+        """Bring to disk the configuration that `begin` wrote."""
+        with open(image.path / CONFIG) as file:
+            self.durable.sync(file.fileno(), image.path / CONFIG)
 
     def write_state(self, image: StoredImage) -> None:
         """Make `image.state` durable."""
@@ -215,7 +225,6 @@ class StoreDirectory:
 
     def settle(self, image: StoredImage) -> StoredImage:
         """Make a guest whose files are all synced a whole one, in one step."""
-        self.write_state(image)
         target = self.root / image.path.name
         try:
             self.durable.rename(image.path, target)
