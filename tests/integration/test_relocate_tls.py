@@ -254,6 +254,32 @@ def shown(port: int, context: ssl.SSLContext) -> int:
         return int(sock.getpeercert()["serialNumber"], 16)  # type: ignore[index,arg-type]  # verified
 
 
+# SSL 2's hello, in which OpenSSL 0.9.8 offers TLS 1.0: two ciphers, no session, a challenge.
+SSL2_HELLO = bytes.fromhex("801f 010301 0006 0000 0010 00002f 000035") + bytes(range(16))
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [(b"sslreceive\n", b""), (b"\0", b""), (b"", b""), (SSL2_HELLO, b"\x15\x03")],
+    ids=["plain", "garbage", "nothing", "old hello"],
+)
+async def test_what_begins_no_handshake_is_closed_at_once(
+    authority: Authority, tmp_path: Path, said: bytes, answer: bytes
+) -> None:
+    def talk(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=40) as sock:
+            with suppress(OSError):  # closed already
+                sock.sendall(said)
+                sock.shutdown(socket.SHUT_WR)
+                return sock.recv(2)
+            return b""
+
+    async with receiving(tmp_path, tls=tls(authority, relocation_tls_min="1.0")) as host:
+        assert await off(lambda: talk(host.server.tls_port)) == answer
+        if said:
+            await host.events.wait(lambda: host.events.refused == ["tls"])
+
+
 async def test_a_renewed_certificate_is_shown_at_once(
     authority: Authority, tmp_path: Path
 ) -> None:

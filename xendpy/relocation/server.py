@@ -35,7 +35,7 @@ from xendpy.relocation.greeting import Greeting, turned_away
 from xendpy.relocation.handshake import Receive
 from xendpy.relocation.listen_all import Listeners, places
 from xendpy.relocation.operation import Incoming, Operation, Operations
-from xendpy.relocation.server_peer import Admission, Peer, admit, converse, readable, refuse
+from xendpy.relocation.server_peer import Admission, Peer, admit, converse, greeted, refuse
 from xendpy.relocation.settings import RelocationSettings
 from xendpy.relocation.tls import TlsServer, wrap
 
@@ -253,7 +253,8 @@ class RelocationServer:
     ) -> Receive | None:
         settings = self._settings
         until_s = time.monotonic() + settings.control_timeout_s
-        await readable(peer.sock, settings.control_timeout_s)
+        if not await greeted(peer.sock, settings.control_timeout_s):
+            return None
         secured = wrap(peer.sock, tls.context)  # shakes no hands yet: that is the worker's
         peer.sock = secured
         greeting = Greeting(

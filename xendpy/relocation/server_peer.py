@@ -11,7 +11,9 @@ import logging
 import socket
 from dataclasses import dataclass
 
+from xendpy.errors import PeerRefused
 from xendpy.relocation.admission import Names
+from xendpy.relocation.audit import Refusal
 from xendpy.relocation.channel import ACK_POLL_S, unacknowledged
 from xendpy.relocation.from_xend import ACKNOWLEDGED_S
 from xendpy.relocation.handshake import Close, Handshake, Receive, Reply, refusal
@@ -21,6 +23,8 @@ from xendpy.relocation.tls import TlsServer
 
 log = logging.getLogger(__name__)
 
+HANDSHAKE = 22  # a TLS record's type [RFC 8446 5.1]
+SSL2 = 0x80  # set in the first byte of SSL 2's hello, in which OpenSSL < 1.1 may offer TLS 1.0
 CONTROL_PIECE = 16384  # bytes; connection.py BUFFER_SIZE >= 4.0
 
 
@@ -96,11 +100,14 @@ async def converse(peer: Peer, operations: Operations, timeout_s: float) -> Rece
     return None
 
 
-async def readable(sock: socket.socket, timeout_s: float) -> None:
-    """Return when the peer has sent something, or has gone; a TLS handshake begins with it.
+async def greeted(sock: socket.socket, timeout_s: float) -> bool:
+    """Wait for the first byte of a TLS handshake, and leave it there; False = the peer has gone.
+
+    What is none is told here from one that may be: a flood of it needs no threads.
 
     Raises:
-        TimeoutError: it did neither within `timeout_s`.
+        PeerRefused: what it says is no handshake.
+        TimeoutError: it says nothing within `timeout_s`.
     """
     loop = asyncio.get_running_loop()
     came = asyncio.Event()
@@ -110,6 +117,10 @@ async def readable(sock: socket.socket, timeout_s: float) -> None:
             await came.wait()
     finally:
         loop.remove_reader(sock)
+    first = sock.recv(1, socket.MSG_PEEK)
+    if first and first[0] != HANDSHAKE and not first[0] & SSL2:
+        raise PeerRefused("TLS: it speaks no TLS", rule=Refusal.TLS)
+    return bool(first)
 
 
 async def refuse(peer: Peer, text: str) -> None:
