@@ -133,7 +133,7 @@ class StoreDirectory:
             self.durable.remove_tree(path)
         for path in sorted(self._incoming.iterdir()):
             image = load_image(path)
-            if image is not None and (image.state.first_round or _has_every_page(image)):
+            if image is not None and (image.state.first_round or _may_be_whole(image)):
                 reason = "the daemon ended while the guest was on its way in"
                 state = replace(image.state, reason=reason, kept_time_s=now_s)
                 kept = self.keep(replace(image, state=state))
@@ -320,12 +320,15 @@ class StoreDirectory:
         return parent / candidate
 
 
-def _has_every_page(image: StoredImage) -> bool:
+def _may_be_whole(image: StoredImage) -> bool:
     """Whether a guest that nobody could note anything of has come as a whole, or nearly.
 
     Then an old sender may have let go of it: of a guest that was not sent live the first round is
-    the last, and a disk that takes no note takes no rename either.
+    the last, and a disk that takes no note takes no rename either. A xendpy host, whose migrations
+    have ids, lets go only when it was told.
     """
+    if image.state.migration_id:
+        return False
     missing = _pages_of(image.config) - _count_present(image.path / TYPES)
     return missing <= _pages_of(image.config) >> MISSING_SHIFT
 
