@@ -270,10 +270,10 @@ class RelocationServer:
         return await self._settle(self._greeters, greeting.run, greeting.abort)
 
     def _admitted(self, peer: Peer, admission: Admission) -> None:
-        rule, name = admission.rule or "an empty hosts-allow", admission.name
-        log.debug("admitted %s%s by %s", peer.label, f" ({name})" if name else "", rule)
         version = peer.sock.version() if isinstance(peer.sock, ssl.SSLSocket) else ""
-        self._audit.admitted(peer.label, rule=admission.rule, name=name, tls=version or "")
+        self._audit.admitted(
+            peer.label, rule=admission.rule, name=admission.name, tls=version or ""
+        )
 
     def _refused(self, peer: Peer, kind: Refusal, reason: str, name: str = "") -> bool:
         """Write the audit line; False if this was said of that address a moment ago."""
