@@ -231,7 +231,40 @@ def test_the_list_adds_what_an_earlier_daemon_saw(
     assert lines[-1].endswith("xm migrations settle 4270acfc discard")
 
 
-@pytest.mark.parametrize("argv", ["show", "cancel a b", "settle a", "bogus", "settle a maybe"])
+def test_the_list_ends_with_what_came_in_part(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partial = {
+        "name": "web1.partial",
+        "path": "/var/lib/xend/store/partial/web1.partial",
+        "pages": "4711",
+        "reason": "the stream ends after 3 of 8 bytes",
+    }
+    replies = {
+        "xendpy.migrations": [],
+        "xendpy.handovers": lambda closed=False: [],
+        "xendpy.partials": [partial],
+    }
+    assert run("migrations", replies) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "",
+        "Kept in part: web1.partial, 4711 pages",
+        "  the stream ends after 3 of 8 bytes",
+        "  What there is of it:         xm inspect /var/lib/xend/store/partial/web1.partial",
+        "  If its sender still has it:  xm migrations discard web1.partial",
+    ]
+
+
+def test_what_came_in_part_is_removed_by_name(run: Run) -> None:
+    asked: list[str] = []
+    replies = {"xendpy.partial.discard": asked.append}
+    assert run("migrations discard web1.partial", replies) == 0
+    assert asked == ["web1.partial"]
+
+
+@pytest.mark.parametrize(
+    "argv", ["show", "cancel a b", "discard", "settle a", "bogus", "settle a maybe"]
+)
 def test_wrong_words_are_refused(run: Run, argv: str) -> None:
     assert run(f"migrations {argv}", {}) == 1
 

@@ -102,9 +102,10 @@ HOST_COMMANDS = (
 OWN_COMMANDS = (
     Command(
         name="migrations",
-        args="[show <ID> [--plot <File.svg>] | cancel <ID> | settle <ID> keep|discard [--yes]]",
-        help="List migrations: running, ended, in doubt. Show one, cancel it, or decide whose "
-        "guest one in doubt is.",
+        args="[show <ID> [--plot <File.svg>] | cancel <ID> | settle <ID> keep|discard [--yes]"
+        " | discard <Name.partial>]",
+        help="List migrations: running, ended, in doubt. Show one, cancel it, decide whose "
+        "guest one in doubt is, or remove one that came in part.",
         group="xendpy",
         options=(
             Option(long="plot", metavar="FILE", help="Draw its iterations into an SVG file"),

@@ -28,6 +28,7 @@ def migrations(xm: Invocation) -> int:
         "show": (1, _show),
         "cancel": (1, _cancel),
         "settle": (2, _settle),
+        "discard": (1, _discard),
     }
     count, action = actions.get(word, (-1, _list))
     if len(rest) != count:
@@ -56,6 +57,24 @@ def _list(xm: Invocation, _: Sequence[str]) -> int:
         print(f"\nIn doubt: {entry['name']}, migration {entry['id'][:8]}")
         for text in advice(entry):
             print(f"  {text}")
+    for partial in _partials(xm):
+        print(f"\nKept in part: {partial['name']}, {partial['pages']} pages")
+        print(f"  {partial['reason']}")
+        print(f"  What there is of it:         xm inspect {partial['path']}")
+        print(f"  If its sender still has it:  xm migrations discard {partial['name']}")
+    return 0
+
+
+def _partials(xm: Invocation) -> list[Struct]:
+    """Return the guests that came in part; on a driver that keeps none there are none."""
+    try:
+        return list(xm.call("xendpy.partials"))
+    except RpcError:
+        return []
+
+
+def _discard(xm: Invocation, words: Sequence[str]) -> int:
+    xm.call("xendpy.partial.discard", words[0])
     return 0
 
 
