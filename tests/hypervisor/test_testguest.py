@@ -18,6 +18,7 @@ from xendpy.guest.domain import DomainState
 from xendpy.guest.memory import GuestMemory
 from xendpy.guest.pages import PAGE_SIZE
 from xendpy.hypervisor import testguest_layout as layout
+from xendpy.hypervisor import testguest_link
 from xendpy.hypervisor.testguest import TestGuestRunner, is_test_guest
 
 
@@ -162,6 +163,15 @@ def test_copy_without_the_last_pages_is_found_out(runner, tmp_path):
     # The state page is of the moment of suspension, so that the records fit; others are not.
     arriving.memory.write(layout.STATE_PFN, guest.memory.pages[layout.STATE_PFN].data)
     assert arriving.start(guest.types, records).check() != []
+
+
+def test_a_process_that_does_not_come_up_is_said_to_be_late(tmp_path, monkeypatch):
+    monkeypatch.setattr(testguest_link, "START_S", 0.0)
+    fds = tuple(os.memfd_create("late") for _ in range(3))
+    with pytest.raises(HypervisorError, match="did not come up within 0 s: is this host"):
+        testguest_link.start(tmp_path / "late.sock", fds, ["--host-name=a", "--waiting"], ())
+    for fd in fds:
+        os.close(fd)
 
 
 def test_foreign_memory_is_not_started(runner):

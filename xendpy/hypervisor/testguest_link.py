@@ -156,6 +156,12 @@ def start(
             listener.listen()
             _spawn(path, listener.fileno(), fds, arguments, launcher)
         link = connect(path, timeout_s=START_S)
+    except subprocess.TimeoutExpired as error:
+        forget(path)
+        text = (
+            f"the guest's process did not come up within {START_S:g} s: is this host overloaded?"
+        )
+        raise HypervisorError(text, operation="start") from error
     except (OSError, subprocess.SubprocessError) as error:
         forget(path)
         raise HypervisorError(f"{path.name}: {error}", operation="start") from error
