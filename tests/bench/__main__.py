@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             group.run(bench)
     if json_file:
         write_json(Path(json_file), bench)
+    if not bench.rows:
+        print(f"no row's name holds {args.only!r}", file=sys.stderr)
+        return 2
     below = [row.work for row in bench.rows if row.below]
     print(f"\nbelow their bars: {'; '.join(below)}" if below else "\nevery row reaches its bar")
     return 1 if below else 0
