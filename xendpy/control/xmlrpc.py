@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 from xml.parsers import expat
 
+from xendpy.control.call_log import CallLog
 from xendpy.errors import DomainNotFound, RpcError, XendError
 
 ERROR_INTERNAL = 1  # any exception that nobody foresaw, an unknown method
@@ -41,7 +42,7 @@ class Dispatcher:
 
     def __init__(self, methods: Mapping[str, Method]) -> None:
         self._methods = dict(methods)
-        self._latest = ""
+        self._call_log = CallLog(log)
         self._methods["system.listMethods"] = self._list_methods
         self._methods["system.methodHelp"] = self._method_help
         self._methods["system.methodSignature"] = self._method_signature
@@ -51,9 +52,7 @@ class Dispatcher:
         name = "?"
         try:
             name, params = decode_call(body)
-            if name != self._latest:  # who watches a migration asks three times a second
-                log.debug("< %s", name)
-            self._latest = name
+            self._call_log.note(name)
             return encode_result(await self._call(name, params))
         except XendError as error:
             code, text = fault_of(error)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from xendpy.control.call_log import CallLog
 from xendpy.control.events import Event
 from xendpy.control.guests import Guests
 from xendpy.control.libvirt.absent import foreign, not_served
@@ -118,8 +119,7 @@ class Session:
     _calls: int = 0
     _callbacks: dict[int, str | None] = field(default_factory=dict)
     _last_callback: int = 0
-    _last_call: str = ""
-    _repeats: int = 0  # of that call, since the log told of it
+    _call_log: CallLog = field(default_factory=lambda: CallLog(log, "libvirt "))
 
     def __post_init__(self) -> None:
         self.view = View(self.host.guests)
@@ -138,7 +138,7 @@ class Session:
             log.warning("libvirt client dropped: %s", error)
         finally:
             unsubscribe()
-            self._note("")
+            self._call_log.note("")
 
     def subscribe(self, uuid: str | None) -> int:
         """Have the client told of a guest's lifecycle, of every guest's for None.
@@ -212,23 +212,8 @@ class Session:
             raise RpcError(Code.OPERATION_FAILED, f"more than {MAX_CALLS} calls at a time")
         return procedure
 
-    def _note(self, call: str) -> None:
-        """Log a call; one that comes again and again is told of twice: at first, and how often.
-
-        `virsh list` of 1,000 guests asks 1,000 times for a state: a line each would push all else
-        out of the log, and cost more than the answers.
-        """
-        if call == self._last_call:
-            self._repeats += 1
-            return
-        if self._repeats:
-            log.debug("< libvirt %s, %d times more", self._last_call, self._repeats)
-        if call:
-            log.debug("< libvirt %s", call)
-        self._last_call, self._repeats = call, 0
-
     async def _answer(self, procedure: Procedure, packet: Packet) -> None:
-        self._note(procedure.name)
+        self._call_log.note(procedure.name)
         try:
             check_arguments(packet.procedure, packet.body)
             if not procedure.looks:
