@@ -54,6 +54,7 @@ def test_of_one_that_leaves_and_comes_here_the_leaving_side_is_found() -> None:
         table.add(row)
     assert table.find("1") is rows[Way.OUT]
     table.end(rows[Way.OUT])
+    assert [row.way for row in table.running()] == [Way.IN]
     assert table.find("1") is rows[Way.OUT]
     table.end(rows[Way.IN])
     assert table.find("1") is rows[Way.OUT]
@@ -67,6 +68,7 @@ def test_history_is_bounded() -> None:
         table.add(running.row)
         table.end(running.row)
     assert [row.id for row in table.all()][:: HISTORY - 1] == ["3", str(HISTORY + 2)]
+    assert len(table.all()) == HISTORY
 
 
 def test_listeners_hear_of_changes_and_ends() -> None:
