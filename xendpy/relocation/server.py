@@ -185,8 +185,8 @@ class RelocationServer:
             self._welcome(Peer(sock, "", "the local socket"))
         else:
             tls = self._settings.tls if self._listeners.is_tls(listener) else None
-            if tls is not None:
-                tls = tls.current()
+            if tls is not None and (fresh := tls.current()) is not tls:
+                tls = fresh
                 self._settings = replace(self._settings, tls=tls)
             self._welcome(Peer(sock, address[0], f"{address[0]}:{address[1]}", tls))
 
