@@ -24,10 +24,16 @@ class Terminal:
     def type(self, keys: bytes) -> None:
         os.write(self._fd, keys)
 
-    def read_until(self, text: str) -> None:
-        """Read until `text` has been shown; '' = until the program has let the terminal go."""
+    def read_until(self, text: str, *, or_times: int = 0, of: str = "") -> bool:
+        """Read until `text` has been shown; '' = until the program has let the terminal go.
+
+        With `or_times`, return False when it has not but `of` has been shown that often since.
+        """
         end = time.monotonic() + DEADLINE_S
+        enough = self.shown.count(of) + or_times
         while not text or text not in self.shown:
+            if or_times and self.shown.count(of) >= enough:
+                return False
             ready, _, _ = select.select([self._fd], [], [], max(0.0, end - time.monotonic()))
             assert ready, f"{text!r} was not shown within {DEADLINE_S:g} s: {self.shown}"
             try:
@@ -36,8 +42,9 @@ class Terminal:
                 data = b""
             if not data:
                 assert not text, f"{text!r} was never shown: {self.shown}"
-                return
+                return True
             self.shown += data.decode("utf-8", "replace")
+        return True
 
 
 @contextmanager
