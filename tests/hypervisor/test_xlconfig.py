@@ -127,6 +127,10 @@ def test_video_memory_too_small_for_todays_qemu_is_left_to_xl():
     assert "videoram = 8\n" in to_cfg(built(HVM.replace("storage-dom", "0")))
     small = HVM.replace("storage-dom", "0").replace("(videoram 8)", "(videoram 4)")
     assert "videoram" not in to_cfg(built(small))
+    # The same guest, when it moves on: libxl refuses a save file that asks for so little.
+    started = as_created(DomainConfig.parse(small.encode()))
+    assert "video_memkb" not in said(read_guest(started, RULES))["b_info"]
+    assert said(built(small))["b_info"]["video_memkb"] == 4 << 10  # qemu-traditional's
 
 
 def test_a_guest_that_was_created_here_tells_of_its_device_model():

@@ -87,8 +87,8 @@ def _build_info(guest: XlGuest) -> Json:
 
 def _hvm_build_info(guest: XlGuest) -> Json:
     info: Json = {"device_model_version": guest.device_model.replace("-", "_")}
-    if guest.video_mib:
-        info["video_memkb"] = guest.video_mib << 10
+    if video_mib := _video_mib(guest, guest.device_model):
+        info["video_memkb"] = video_mib << 10
     if guest.shadow_mib:
         info["shadow_memkb"] = guest.shadow_mib << 10
     if guest.rtc_timeoffset:
@@ -96,6 +96,12 @@ def _hvm_build_info(guest: XlGuest) -> Json:
     if guest.timer_mode:
         info["timer_mode"] = guest.timer_mode
     return {**info, **_switches(guest, COMMON_SWITCHES)}
+
+
+def _video_mib(guest: XlGuest, device_model: str) -> int:
+    """Return the video memory; 0 = libxl's default, where qemu-xen takes no less than that."""
+    least_mib = LEAST_VIDEO_MIB[guest.stdvga] if device_model == UPSTREAM else 0
+    return guest.video_mib if guest.video_mib >= least_mib else 0
 
 
 def _switches(guest: XlGuest, names: dict[str, str]) -> Json:
@@ -216,7 +222,7 @@ def _cfg_hvm(guest: XlGuest) -> Iterator[tuple[str, str]]:
         yield "timer_mode", _quoted(guest.timer_mode)
     numbers = {
         "rtc_timeoffset": guest.rtc_timeoffset,
-        "videoram": guest.video_mib if guest.video_mib >= LEAST_VIDEO_MIB[guest.stdvga] else 0,
+        "videoram": _video_mib(guest, UPSTREAM),
         "shadow_memory": guest.shadow_mib,
     }
     yield from ((key, str(value)) for key, value in numbers.items() if value)
