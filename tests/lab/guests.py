@@ -19,6 +19,8 @@ extra = "console=hvc0 quiet mitigations=off"
 tsc_mode = "native"
 on_crash = "preserve"
 """
+# Shadow paging: while dirty pages are tracked by nested paging, the emulator loses some, on the
+# source already, and the guest's BIOS comes to stand for want of its stack.
 HVM = f"""\
 name = "hvmguest"
 builder = "hvm"
@@ -26,6 +28,7 @@ memory = 64
 disk = ["file:{KERNEL}/counter.dsk,hda,w"]
 boot = "c"
 vnc = 1
+hap = 0
 on_crash = "preserve"
 """
 
@@ -60,22 +63,28 @@ def walk(session: Session) -> None:
 
 
 def _walk(session: Session, kind: Kind, here: Host, there: Host) -> None:
-    with session.step(f"{kind.name}: create, xm save, xm restore"):
+    with session.step(f"{kind.name}: create"):
         here.run(f"cat >{kind.name}.cfg <<'end'\n{kind.config}end")
         here.run(f"{kind.create} {kind.name}.cfg")
-        saved = _counts(here, kind, 0)
-        here.run(f"xm list; xm save {kind.name} {kind.name}.sav; ls -l {kind.name}.sav")
-        check(kind.name not in here.guests(), "the guest is still there after xm save")
-        here.run(f"xm restore {kind.name}.sav; rm {kind.name}.sav")
-        _counts(here, kind, saved)
-    for source, target in ((here, there), (there, here)):
-        with session.step(f"{kind.name}: xm migrate --live {source.name} -> {target.name}"):
-            before = _counts(source, kind, 0)
-            source.run(f"time xm migrate --live {kind.name} {target.name}", timeout_s=1800)
-            check(kind.name not in source.guests(), f"the guest is still on {source.name}")
-            matching(rf"^{kind.name} ", target.run("xm list"), "xm list")
-            session.remark = f"{before} before, {_counts(target, kind, before)} after"
+        _counts(here, kind, 0)
+    _migrate(session, kind, here, there)
+    with session.step(f"{kind.name}: xm save, xm restore"):
+        saved = _counts(there, kind, 0)
+        there.run(f"xm list; xm save {kind.name} {kind.name}.sav; ls -l {kind.name}.sav")
+        check(kind.name not in there.guests(), "the guest is still there after xm save")
+        there.run(f"xm restore {kind.name}.sav; rm {kind.name}.sav")
+        _counts(there, kind, saved)
+    _migrate(session, kind, there, here)
     here.run(f"xm destroy {kind.name}")
+
+
+def _migrate(session: Session, kind: Kind, source: Host, target: Host) -> None:
+    with session.step(f"{kind.name}: xm migrate --live {source.name} -> {target.name}"):
+        before = _counts(source, kind, 0)
+        source.run(f"time xm migrate --live {kind.name} {target.name}", timeout_s=1800)
+        check(kind.name not in source.guests(), f"the guest is still on {source.name}")
+        matching(rf"^{kind.name} ", target.run("xm list"), "xm list")
+        session.remark = f"{before} before, {_counts(target, kind, before)} after"
 
 
 def _counts(host: Host, kind: Kind, above: int) -> int:
