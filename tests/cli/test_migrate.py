@@ -220,6 +220,7 @@ def test_the_list_adds_what_an_earlier_daemon_saw(
     replies = {
         "xendpy.migrations": [struct("done")],
         "xendpy.handovers": lambda closed=False: [old] if closed else [entry("released")],
+        "xendpy.partials": [],
     }
     assert run("migrations", replies) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -603,6 +603,7 @@ CASES = [
         argv="migrations",
         replies={
             "xendpy.handovers": lambda *_: [],
+            "xendpy.partials": [],
             "xendpy.migrations": [
                 {
                     "id": "1f",

@@ -182,5 +182,6 @@ async def test_host_methods(dispatcher: Dispatcher) -> None:
     assert (await fault(dispatcher, "xend.node.dmesg.clear"))[0] == 2
     assert (await fault(dispatcher, "xend.node.send_debug_keys", "h"))[0] == 2
     assert await call(dispatcher, "xendpy.migrations") == []
+    assert await call(dispatcher, "xendpy.partials") == []  # this driver keeps none
     keys = [item[0] for item in await call(dispatcher, "xend.node.info", 0)]
     assert "cpu_topology" not in keys

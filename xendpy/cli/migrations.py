@@ -57,20 +57,12 @@ def _list(xm: Invocation, _: Sequence[str]) -> int:
         print(f"\nIn doubt: {entry['name']}, migration {entry['id'][:8]}")
         for text in advice(entry):
             print(f"  {text}")
-    for partial in _partials(xm):
+    for partial in xm.call("xendpy.partials"):
         print(f"\nKept in part: {partial['name']}, {partial['pages']} pages")
         print(f"  {partial['reason']}")
         print(f"  What there is of it:         xm inspect {partial['path']}")
         print(f"  If its sender still has it:  xm migrations discard {partial['name']}")
     return 0
-
-
-def _partials(xm: Invocation) -> list[Struct]:
-    """Return the guests that came in part; on a driver that keeps none there are none."""
-    try:
-        return list(xm.call("xendpy.partials"))
-    except RpcError:
-        return []
 
 
 def _discard(xm: Invocation, words: Sequence[str]) -> int:
