@@ -19,7 +19,8 @@ from tests.bench.harness import MIB, NO_BAR, Bench
 from tests.bench.links import BATCH_BYTES, SO_MAX_PACING_RATE, TIMEOUT_S
 from tests.certificates import Authority
 from xendpy.relocation.channel import Channel
-from xendpy.relocation.frames import IMAGE_BYTES, FrameType, ImageSource, send_frame, send_image
+from xendpy.relocation.frames import IMAGE_BYTES, FrameType, send_frame, send_image
+from xendpy.relocation.image_source import ImageSource
 from xendpy.relocation.stripes import Lane, Stripes
 
 PAIRS = 3

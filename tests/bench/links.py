@@ -17,7 +17,8 @@ from importlib.util import find_spec
 from tests.bench.harness import MIB, NO_BAR, Bench
 from xendpy.guest.pages import MAX_BATCH, PAGE_SIZE
 from xendpy.relocation.channel import Channel
-from xendpy.relocation.frames import IMAGE_BYTES, FrameType, ImageSource, send_frame, send_image
+from xendpy.relocation.frames import IMAGE_BYTES, FrameType, send_frame, send_image
+from xendpy.relocation.image_source import ImageSource
 from xendpy.relocation.packing import Packer
 
 SO_MAX_PACING_RATE = 47  # uapi/asm-generic/socket.h

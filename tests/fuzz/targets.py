@@ -31,8 +31,9 @@ from xendpy.hypervisor.base import Capabilities, Placement
 from xendpy.migration.preflight import Facts, check_target
 from xendpy.migration.reception import ReceiveLimits
 from xendpy.relocation import frames, incoming, resolve, to_xendpy
-from xendpy.relocation.frames import FrameType, ImageSource
+from xendpy.relocation.frames import FrameType
 from xendpy.relocation.handshake import Handshake, Receive, parse_reply
+from xendpy.relocation.image_source import ImageAborted, ImageSource
 from xendpy.relocation.sums import FrameSums
 from xendpy.stream import libxc, libxl
 from xendpy.stream.xend import decode_body, read_envelope
@@ -140,7 +141,7 @@ def fuzz_frames(data: bytes) -> None:
     facts = Facts.parse(plan.get("facts"))
     check_target(config, facts, _Host(), devices=False)  # type: ignore[arg-type]  # see _Host
     source = ImageSource(tape)
-    with suppress(frames.ImageAborted):
+    with suppress(ImageAborted):
         source.recv_rest(1 << 20)
         source.finish()
 

@@ -22,7 +22,7 @@ from xendpy.control.transfers import MigrateOptions
 from xendpy.control.workers import Workers
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.store import StoreHypervisor
-from xendpy.migration.handover import Journal
+from xendpy.migration.journal import Journal
 from xendpy.migration.progress import MigrationState
 from xendpy.paths import Paths
 

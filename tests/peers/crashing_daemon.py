@@ -30,7 +30,7 @@ from typing import Any
 
 from xendpy.cli import xend
 from xendpy.hypervisor.durable import Durable
-from xendpy.migration import handover
+from xendpy.migration import handover, journal
 from xendpy.relocation import frames
 
 OPERATIONS = ("create", "append", "sync", "sync_dir", "rename", "unlink")
@@ -105,12 +105,12 @@ def watch(moments: Moments) -> None:
 
 
 def _watch_journal(moments: Moments) -> None:
-    write = handover.Journal._write
+    write = journal.Journal._write
 
-    def watched(journal: handover.Journal, entry: handover.Entry) -> None:
-        moments.journalled(entry, lambda: write(journal, entry))
+    def watched(book: journal.Journal, entry: handover.Entry) -> None:
+        moments.journalled(entry, lambda: write(book, entry))
 
-    handover.Journal._write = watched  # type: ignore[method-assign]  # what this module is for
+    journal.Journal._write = watched  # type: ignore[method-assign]  # what this module is for
 
 
 def _watched(moments: Moments, original: Callable[..., Any]) -> Callable[..., Any]:

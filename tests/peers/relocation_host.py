@@ -15,7 +15,7 @@ from xendpy.guest.domain import Domain
 from xendpy.hypervisor.base import Capabilities
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.store import StoreHypervisor
-from xendpy.migration.handover import Journal
+from xendpy.migration.journal import Journal
 from xendpy.migration.reception import ReceiveLimits
 from xendpy.paths import Paths
 from xendpy.relocation.audit import Audit

@@ -24,7 +24,8 @@ from xendpy.guest.domain import Domain, DomainConfig
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.xl import XlHypervisor
 from xendpy.hypervisor.xlrules import GuestRules
-from xendpy.migration.handover import Direction, Entry, Journal, new_id
+from xendpy.migration.handover import Direction, Entry, new_id
+from xendpy.migration.journal import Journal
 from xendpy.migration.send import MigrationPlan
 from xendpy.paths import Paths
 from xendpy.relocation.audit import Audit

@@ -9,14 +9,13 @@ from xendpy.errors import HandshakeError, StreamTruncated
 from xendpy.relocation.frames import (
     MAX_DATA,
     FrameType,
-    ImageAborted,
-    ImageSource,
     recv_frame,
     recv_header,
     send_data,
     send_frame,
     send_json,
 )
+from xendpy.relocation.image_source import ImageAborted, ImageSource
 
 
 def test_frames_are_type_length_body() -> None:

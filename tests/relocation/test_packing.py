@@ -9,13 +9,8 @@ import pytest
 from tests.relocation_tape import Tape
 from xendpy.errors import HandshakeError
 from xendpy.relocation import packing
-from xendpy.relocation.frames import (
-    IMAGE_BYTES,
-    FrameType,
-    ImageSource,
-    send_frame,
-    send_image,
-)
+from xendpy.relocation.frames import IMAGE_BYTES, FrameType, send_frame, send_image
+from xendpy.relocation.image_source import ImageSource
 from xendpy.relocation.packing import Packer
 from xendpy.relocation.sums import FrameSums
 

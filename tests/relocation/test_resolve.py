@@ -13,7 +13,8 @@ from tests.failing import FailingDurable
 from xendpy.errors import JournalError
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.store import StoreHypervisor
-from xendpy.migration.handover import Direction, Entry, Journal, Step, new_id
+from xendpy.migration.handover import Direction, Entry, Step, new_id
+from xendpy.migration.journal import Journal
 from xendpy.paths import Paths
 from xendpy.relocation.resolve import answer_source, field, request
 

@@ -8,14 +8,8 @@ import xxhash
 from tests.relocation_tape import Tape
 from xendpy.errors import HandshakeError, StreamTruncated
 from xendpy.relocation import incoming
-from xendpy.relocation.frames import (
-    IMAGE_BYTES,
-    FrameType,
-    ImageSource,
-    recv_frame,
-    send_data,
-    send_frame,
-)
+from xendpy.relocation.frames import IMAGE_BYTES, FrameType, recv_frame, send_data, send_frame
+from xendpy.relocation.image_source import ImageSource
 from xendpy.relocation.sums import LONG_BYTES, FrameSums
 
 ID, HOST = "ab" * 16, "6f3e2a1c-94d1-0c5b-2d57-3b1f0a6c9e10"

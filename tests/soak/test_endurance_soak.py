@@ -22,7 +22,7 @@ from tests.peers.hosts import Host, free_port, pair, serving, until
 from tests.streams import Image, config, entries, envelope, pv_image
 from xendpy.guest.pages import PAGE_SIZE
 from xendpy.hypervisor import testguest_link
-from xendpy.migration.handover import HISTORY
+from xendpy.migration.journal import HISTORY
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "3600"))
 MIGRATIONS = int(os.environ.get("SOAK_MIGRATIONS", "1000"))

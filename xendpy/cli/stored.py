@@ -11,7 +11,7 @@ from pathlib import Path
 from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor import recordfile
 from xendpy.hypervisor.pagetypes import PageTypes
-from xendpy.hypervisor.storedir import CONFIG, MEMORY, RECORDS, REST, STATE, TYPES, ImageState
+from xendpy.hypervisor.storedimage import CONFIG, MEMORY, RECORDS, REST, STATE, TYPES, ImageState
 from xendpy.migration.examine import Anomaly, Examiner, oddities
 from xendpy.migration.image import MemoryImage
 from xendpy.migration.recording import Report

@@ -14,7 +14,7 @@ from xendpy.control.guests import Guests
 from xendpy.control.migrations import Migrations
 from xendpy.control.xmlrpc import Method, Value
 from xendpy.errors import Unsupported
-from xendpy.hypervisor.storedir import PartialGuest
+from xendpy.hypervisor.storedimage import PartialGuest
 
 
 class NodeMethods:

@@ -26,7 +26,8 @@ from xendpy.errors import (
 from xendpy.guest.domain import GuestType
 from xendpy.hypervisor.base import Hypervisor, PageSource, RecordSource
 from xendpy.hypervisor.testguest import is_test_guest
-from xendpy.migration.handover import Direction, Entry, Journal, Step
+from xendpy.migration.handover import Direction, Entry, Step
+from xendpy.migration.journal import Journal
 from xendpy.migration.native import LegacySource, NativeEncoder
 from xendpy.migration.progress import MigrationProgress, MigrationState
 from xendpy.migration.send import CancelToken, Encoder, has_pages

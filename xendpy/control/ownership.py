@@ -11,7 +11,8 @@ from xendpy.control.workers import Workers
 from xendpy.errors import DomainNotFound, DomainStateError, MigrationError
 from xendpy.guest.domain import Domain
 from xendpy.hypervisor.base import Hypervisor
-from xendpy.migration.handover import AWAY, Direction, Entry, Journal, Step
+from xendpy.migration.handover import AWAY, Direction, Entry, Step
+from xendpy.migration.journal import Journal
 from xendpy.relocation.resolve import drop, give_up, take_over
 
 log = logging.getLogger(__name__)

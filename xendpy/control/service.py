@@ -43,8 +43,8 @@ from xendpy.control.xmlrpc import Dispatcher
 from xendpy.errors import ConfigError, XendError
 from xendpy.hypervisor.base import Hypervisor
 from xendpy.hypervisor.durable import Durable
-from xendpy.migration.handover import Journal
 from xendpy.migration.home import settle
+from xendpy.migration.journal import Journal
 from xendpy.paths import Paths
 from xendpy.relocation.admission import confirmed_name, full_name
 from xendpy.relocation.audit import Audit

@@ -20,8 +20,9 @@ from xendpy.control.ownership import Ownership
 from xendpy.control.resolver import Resolver
 from xendpy.errors import DomainError, MigrationError, XendError
 from xendpy.guest.domain import Domain, DomainSummary
-from xendpy.migration.handover import Direction, Entry, Journal, new_id
+from xendpy.migration.handover import Direction, Entry, new_id
 from xendpy.migration.home import with_home
+from xendpy.migration.journal import Journal
 from xendpy.migration.precopy import OnNoConvergence, PrecopyLimits
 from xendpy.migration.preflight import Check
 from xendpy.migration.send import CancelToken, MigrationPlan

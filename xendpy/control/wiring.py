@@ -14,7 +14,7 @@ from xendpy.hypervisor.base import Hypervisor
 from xendpy.hypervisor.open import open_hypervisor
 from xendpy.hypervisor.testguest import TestGuestRunner
 from xendpy.hypervisor.xlrules import GuestRules
-from xendpy.migration.handover import Journal
+from xendpy.migration.journal import Journal
 from xendpy.migration.preflight import Check, Facts, check_target
 from xendpy.migration.reception import ReceiveLimits
 from xendpy.paths import Paths

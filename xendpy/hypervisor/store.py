@@ -32,13 +32,8 @@ from xendpy.hypervisor.store_table import (
     check_not_held,
     summary,
 )
-from xendpy.hypervisor.storedir import (
-    ImageState,
-    PartialGuest,
-    StoredImage,
-    StoreDirectory,
-    translated,
-)
+from xendpy.hypervisor.storedimage import ImageState, PartialGuest, StoredImage
+from xendpy.hypervisor.storedir import StoreDirectory, translated
 from xendpy.paths import Paths
 
 MAX_PARTIALS = 8

@@ -15,7 +15,8 @@ from xendpy.hypervisor import recordfile
 from xendpy.hypervisor.runner import Arriving, Running
 from xendpy.hypervisor.sparse import copy_sparse
 from xendpy.hypervisor.store_restore import StoreRestore
-from xendpy.hypervisor.storedir import MEMORY, RECORDS, StoredImage, StoreDirectory, translated
+from xendpy.hypervisor.storedimage import MEMORY, RECORDS, StoredImage
+from xendpy.hypervisor.storedir import StoreDirectory, translated
 
 
 class ArrivingRestore(StoreRestore):

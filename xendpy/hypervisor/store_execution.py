@@ -14,7 +14,8 @@ from xendpy.guest.memory import GuestMemory
 from xendpy.hypervisor import recordfile
 from xendpy.hypervisor.pagetypes import PageTypes
 from xendpy.hypervisor.runner import Arriving, GuestRunner, Running
-from xendpy.hypervisor.storedir import MEMORY, RECORDS, TYPES, StoredImage, StoreDirectory
+from xendpy.hypervisor.storedimage import MEMORY, RECORDS, TYPES, StoredImage
+from xendpy.hypervisor.storedir import StoreDirectory
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from xendpy.guest.pages import HAS_DATA, DirtyBitmap, PageBatch, PageType, Pfns
 from xendpy.hypervisor import recordfile
 from xendpy.hypervisor.pagetypes import PageTypes
 from xendpy.hypervisor.runner import Running
-from xendpy.hypervisor.storedir import MEMORY, RECORDS, TYPES, StoredImage
+from xendpy.hypervisor.storedimage import MEMORY, RECORDS, TYPES, StoredImage
 from xendpy.stream.records import (
     CpuidPolicy,
     End,

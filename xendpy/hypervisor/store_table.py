@@ -11,7 +11,7 @@ from xendpy.errors import DomainExists, DomainNotFound, DomainStateError, OutOfM
 from xendpy.guest.domain import Domain, DomainConfig, DomainState, DomainSummary
 from xendpy.hypervisor.runner import Running
 from xendpy.hypervisor.store_restore import StoreRestore
-from xendpy.hypervisor.storedir import StoredImage
+from xendpy.hypervisor.storedimage import StoredImage
 
 LEAVING = "being saved or sent"
 

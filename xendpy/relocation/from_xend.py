@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from xendpy.config import XendConfig
 from xendpy.errors import ChannelAborted, ChannelError, JournalError, StreamError, XendError
 from xendpy.hypervisor.base import Hypervisor
-from xendpy.migration.handover import Direction, Entry, Journal, Step
+from xendpy.migration.handover import Direction, Entry, Step
 from xendpy.migration.home import home_of
+from xendpy.migration.journal import Journal
 from xendpy.migration.progress import log_end
 from xendpy.migration.reception import Received, ReceiveLimits, Reception
 from xendpy.relocation.channel import Channel, EofKind

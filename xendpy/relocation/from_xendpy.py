@@ -14,7 +14,7 @@ from xendpy import sxp
 from xendpy.errors import ChannelError, HandshakeError, XendError
 from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor.base import Hypervisor
-from xendpy.migration.handover import Journal
+from xendpy.migration.journal import Journal
 from xendpy.migration.preflight import Check, Facts
 from xendpy.migration.progress import MigrationState
 from xendpy.migration.reception import DEFAULT_RECEIVE_LIMITS, ReceiveLimits

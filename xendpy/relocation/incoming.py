@@ -17,16 +17,18 @@ from xendpy.errors import ChannelTimeout, HandshakeError, MigrationError, XendEr
 from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor.base import Hypervisor, RestoreSession
 from xendpy.migration.arrival import Arrival, Publish, RecentBytes
-from xendpy.migration.handover import Direction, Entry, Journal, Step
+from xendpy.migration.handover import Direction, Entry, Step
 from xendpy.migration.home import home_of
+from xendpy.migration.journal import Journal
 from xendpy.migration.preflight import Check, Facts, failures
 from xendpy.migration.progress import MigrationProgress, MigrationState, log_begin, log_end
 from xendpy.migration.receive import drive
 from xendpy.migration.reception import DEFAULT_RECEIVE_LIMITS, ReceiveLimits, explained
 from xendpy.relocation import frames, packing, stripes, sums
 from xendpy.relocation.channel import Channel
-from xendpy.relocation.frames import FrameType, ImageAborted, ImageSource
+from xendpy.relocation.frames import FrameType
 from xendpy.relocation.gathering import Gathering
+from xendpy.relocation.image_source import ImageAborted, ImageSource
 from xendpy.relocation.resolve import drop, give_up, take_over
 from xendpy.relocation.stripes import Stripes
 from xendpy.stream.xend import decode_body

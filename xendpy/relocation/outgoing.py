@@ -18,7 +18,8 @@ from xendpy.errors import (
     XendError,
 )
 from xendpy.hypervisor.base import PageSource, RecordSource
-from xendpy.migration.handover import Direction, Entry, Journal, Step
+from xendpy.migration.handover import Direction, Entry, Step
+from xendpy.migration.journal import Journal
 from xendpy.migration.precopy import PrecopyCancelled
 from xendpy.migration.send import (
     CancelToken,

@@ -28,7 +28,8 @@ from xendpy.errors import (
 )
 from xendpy.guest.domain import Domain, DomainState
 from xendpy.hypervisor.base import Hypervisor
-from xendpy.migration.handover import Direction, Entry, Journal, Step
+from xendpy.migration.handover import Direction, Entry, Step
+from xendpy.migration.journal import Journal
 from xendpy.relocation.channel import Channel
 from xendpy.relocation.client import ask
 

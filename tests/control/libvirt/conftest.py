@@ -16,7 +16,7 @@ from xendpy.control.migrations import Migrations
 from xendpy.control.transfers import Transfers
 from xendpy.control.wiring import relocation_settings
 from xendpy.hypervisor.durable import Durable
-from xendpy.migration.handover import Journal
+from xendpy.migration.journal import Journal
 from xendpy.paths import Paths
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from xendpy.errors import JournalError, MigrationError
 from xendpy.hypervisor.durable import Durable
-from xendpy.migration.handover import HISTORY, NEXT, Direction, Entry, Journal, Step, new_id
+from xendpy.migration.handover import NEXT, Direction, Entry, Step, new_id
+from xendpy.migration.journal import HISTORY, Journal
 
 UUID = "6f3e2a1c-94d1-0c5b-2d57-3b1f0a6c9e10"
 OTHER_UUID = "6f3e2a1c-94d1-0c5b-2d57-3b1f0a6c9e11"
