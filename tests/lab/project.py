@@ -20,7 +20,7 @@ SOURCE = (
 )  # fmt: skip
 # What domain 0 has from Debian; pip takes the rest from the wheels, and would take these too.
 FROM_DEBIAN = ("numpy-", "uvloop-", "cryptography-", "cffi-", "pycparser-")
-FOR_TESTS = ("pytest>=8", "pytest-asyncio>=0.24", "pytest-timeout>=2.2")
+FOR_TESTS = ("hypothesis>=6.100", "pytest>=8", "pytest-asyncio>=0.24", "pytest-timeout>=2.2")
 LIBRARY = "/root/testlib"
 CONFIG = """\
 (xend-relocation-server yes)
@@ -38,7 +38,7 @@ cat >>/etc/xen/xend-config.sxp <<'end'
 systemctl enable xend
 /usr/lib/xendpy/bin/python -m pip install --quiet --disable-pip-version-check --no-index \
     --root-user-action=ignore --find-links /root/wheels --upgrade --target {LIBRARY} \
-    pytest pytest-asyncio pytest-timeout
+    hypothesis pytest pytest-asyncio pytest-timeout
 /usr/lib/xendpy/bin/python -m compileall -q /root/xendpy {LIBRARY}
 """
 
@@ -97,7 +97,7 @@ def _wheels(cache: Path) -> Path:
     for old in wheels.glob("xendpy-*.whl"):
         old.unlink()
     done = wheels / ".fetched"
-    wanted = (TOP / "pyproject.toml").read_text()
+    wanted = "\n".join(((TOP / "pyproject.toml").read_text(), *FOR_TESTS))
     if not done.exists() or done.read_text() != wanted:
         subprocess.run(["make", "-C", TOP, "wheels", f"WHEELS={wheels}"], check=True)
         _wheel(wheels, *FOR_TESTS)
