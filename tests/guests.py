@@ -47,7 +47,7 @@ def guest(name: str = "web01", uuid: str = UUID, memory_mib: int = 16) -> Domain
 
 def opening(p2m_size: int = P2M_SIZE) -> list[Record]:
     return [
-        StreamStart(guest_type=GuestType.PV, format="v1", tool_width=8, p2m_size=p2m_size),
+        StreamStart(guest_type=GuestType.PV, format="libxc-v1", tool_width=8, p2m_size=p2m_size),
         PvInfo(guest_width=8, pt_levels=4, context=b"\1" * 5168, extended=True, xsave_bytes=1024),
         P2mFrames(0, p2m_size - 1, span(100, 8)),
     ]

@@ -3,6 +3,7 @@ import threading
 
 import pytest
 
+from tests import recorded
 from tests.guests import (
     OTHER_UUID,
     batch,
@@ -26,19 +27,25 @@ from xendpy.errors import (
     OutOfMemory,
     ToolstackError,
     Unsupported,
+    UnsupportedStream,
     XendError,
 )
 from xendpy.guest.domain import DomainConfig, DomainState
 from xendpy.guest.pages import PageType
 from xendpy.hypervisor import open as opening_module
+from xendpy.hypervisor import xladmission
 from xendpy.hypervisor.open import open_hypervisor
 from xendpy.hypervisor.xl import XlHypervisor
+from xendpy.hypervisor.xlguest import TRADITIONAL
 from xendpy.hypervisor.xlrules import GuestRules
-from xendpy.migration.receive import BytesSource
+from xendpy.migration.receive import BytesSource, NoGuest, drive
 from xendpy.migration.reception import Kept, Received, ReceiveLimits, Reception, start
 from xendpy.migration.saved_file import Cancel, restore_file, save_file
 from xendpy.paths import Paths
+from xendpy.stream.convert import to_modern
+from xendpy.stream.libxl import LibxlEncoder
 from xendpy.stream.records import End, Ending, Pages, PvInfo, StreamStart
+from xendpy.stream.xend import decode_body, read_envelope
 
 
 @pytest.fixture
@@ -102,6 +109,41 @@ def test_records_come_out_as_they_went_in(hypervisor):
     ]  # fmt: skip
     assert source.config == guest()
     assert hypervisor.find(domain.name) == domain
+
+
+@pytest.mark.parametrize("name", recorded.RELOCATIONS)
+def test_xl_is_given_what_xm_convert_makes_of_an_old_senders_stream(
+    tmp_path, xl, monkeypatch, name
+):
+    monkeypatch.setitem(xladmission.DEVICE_MODELS, TRADITIONAL, (str(tmp_path),))  # it is there
+    wire, _ = recorded.load(name)
+    source = BytesSource(wire)
+    sent = DomainConfig.parse(drive(read_envelope(), source, NoGuest()).config_bytes)
+    alone = [item for item in sent.tree if item[0] != "device"]
+    config = DomainConfig.from_sxp(alone)
+    made = []
+    encoder = LibxlEncoder(config.guest_type, is_converted=True)
+    conversion = to_modern(encoder, lambda pieces: made.extend(map(bytes, pieces)))
+    drive(decode_body(config.guest_type), BytesSource(recorded.image(name)), conversion)
+    hypervisor = driver(tmp_path, xl, confined=False)
+    with hypervisor.restore(config) as session:
+        drive(decode_body(config.guest_type), source, session)
+        session.complete()
+    hypervisor.close()
+    assert xl.guests[0].stream == b"".join(made)
+
+
+def test_a_modern_image_from_an_old_sender_is_refused_before_a_page(tmp_path, hypervisor):
+    modern = StreamStart(
+        guest_type=guest().guest_type, format="libxc-v3", tool_width=8, p2m_size=0
+    )
+    with hypervisor.restore(guest()) as session:
+        text = "a libxc-v3 image, sent as xend sends one, is not supported"
+        with pytest.raises(UnsupportedStream, match=text):
+            session.apply(modern)
+    assert (incoming(tmp_path), hypervisor.domains()) == ([], [])
+    with hypervisor.restore_saved(guest()) as session:
+        session.apply(modern)  # a file of xl's, which needs no second copy
 
 
 def test_a_cancelled_session_fails_soon(hypervisor):

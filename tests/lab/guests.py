@@ -19,8 +19,9 @@ extra = "console=hvc0 quiet mitigations=off"
 tsc_mode = "native"
 on_crash = "preserve"
 """
-# Shadow paging: while dirty pages are tracked by nested paging, the emulator loses some, on the
-# source already, and the guest's BIOS comes to stand for want of its stack.
+# With shadow paging. In the emulator a live HVM guest comes to stand at times while its dirty
+# pages are tracked, on the source already: pages of its BIOS's stack then read as zeros. With
+# nested paging that was seen more often.
 HVM = f"""\
 name = "hvmguest"
 builder = "hvm"

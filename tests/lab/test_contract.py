@@ -1,7 +1,7 @@
 """What every driver keeps, kept by xl on a real Xen: the lab runs this in a domain 0.
 
-XENDPY_LAB_GUEST names a save file of xl's with a PV guest that has no devices. No other guest may
-be on the host.
+XENDPY_LAB_GUEST names a save file of xend's with a PV guest that has no devices. No other guest
+may be on the host.
 """
 
 import os
@@ -16,11 +16,9 @@ from xendpy.errors import StreamTruncated, XendError
 from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor.xl import XlHypervisor
 from xendpy.hypervisor.xlrules import GuestRules
-from xendpy.hypervisor.xlsxp import parse_json
 from xendpy.migration.receive import FileSource, NoGuest, drive
 from xendpy.paths import Paths
-from xendpy.stream import libxl
-from xendpy.stream.libxl import read_xl_header
+from xendpy.stream.xend import decode_body, read_envelope
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1200)]
 BEGINNING = 8 << 20
@@ -45,14 +43,14 @@ class TestContract(GuestContract):
     @pytest.fixture(autouse=True)
     def files(self, saved, tmp_path):
         self.saved = saved
-        self.part = tmp_path / "part.xl"
+        self.part = tmp_path / "part.sav"
         with open(saved, "rb") as file:
             self.part.write_bytes(file.read(BEGINNING))
 
     def config(self, name="web01", uuid=UUID):
         with open(self.saved, "rb") as file:
-            header = drive(read_xl_header(), FileSource(file.fileno()), NoGuest())
-        config = parse_json(header.config)
+            envelope = drive(read_envelope(), FileSource(file.fileno()), NoGuest())
+        config = DomainConfig.parse(envelope.config_bytes)
         mine = [["name", name], ["uuid", uuid]]
         rest = [item for item in config.tree[1:] if item[0] not in ("name", "uuid")]
         return DomainConfig.from_sxp(["domain", *mine, *rest])
@@ -67,8 +65,9 @@ class TestContract(GuestContract):
     def _drive(self, path, session):
         with open(path, "rb") as file:
             source = FileSource(file.fileno())
-            header = drive(read_xl_header(), source, NoGuest())
-            drive(libxl.decode(parse_json(header.config).guest_type), source, session)
+            envelope = drive(read_envelope(), source, NoGuest())
+            guest_type = DomainConfig.parse(envelope.config_bytes).guest_type
+            drive(decode_body(guest_type), source, session)
 
     @pytest.mark.parametrize("first", ["live"])
     @pytest.mark.parametrize(("differs", "text"), [row[1:] for row in CLASHES[:2]])

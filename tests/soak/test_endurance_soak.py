@@ -20,6 +20,7 @@ import pytest
 
 from tests.peers.hosts import Host, free_port, pair, serving, until
 from tests.streams import Image, config, entries, envelope, pv_image
+from xendpy.control.workers import QUICK_THREADS
 from xendpy.guest.pages import PAGE_SIZE
 from xendpy.hypervisor import testguest_link
 from xendpy.migration.journal import HISTORY
@@ -88,7 +89,8 @@ def test_nothing_grows_over_a_thousand_live_migrations(tmp_path, capsys):
         for before, after in zip(warm, held, strict=True):
             assert after.rss_mib <= before.rss_mib + RSS_MIB
             assert after.fds <= before.fds
-            assert after.threads <= before.threads
+            # A pool starts a thread where calls coincide, up to its bound.
+            assert after.threads <= before.threads + QUICK_THREADS
             assert after.files <= before.files + HISTORY  # what the journal remembers
 
 

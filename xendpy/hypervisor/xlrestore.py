@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from xendpy.errors import HypervisorError, XendError
+from xendpy.errors import HypervisorError, UnsupportedStream, XendError
 from xendpy.guest.domain import Domain, GuestType
 from xendpy.guest.pages import PageBatch
 from xendpy.hypervisor.pipes import PipeWriter, pipe
 from xendpy.hypervisor.xlspool import Spool
 from xendpy.hypervisor.xltool import Child, Tool
+from xendpy.stream import legacy_head
 from xendpy.stream.convert import Conversion, to_modern
 from xendpy.stream.libxl import LibxlEncoder, XlHeader, encode_xl_header
 from xendpy.stream.records import Ending, PvInfo, Record, StreamStart
@@ -102,7 +103,9 @@ class XlRestore:
             self._conversion.apply(record)
 
     def _converter(self, start: StreamStart) -> Conversion:
-        legacy = not start.format.startswith("libxc-v")
+        legacy = start.format == legacy_head.FORMAT
+        if not legacy and self._spool is not None:  # which is of xend's format
+            raise UnsupportedStream(f"a {start.format} image, sent as xend sends one,")
         encoder = LibxlEncoder(self._building.guest_type, is_converted=legacy)
         if legacy:
             return to_modern(encoder, self._write)
