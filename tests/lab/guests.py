@@ -65,8 +65,6 @@ def walk(session: Session) -> None:
 
 def _walk(session: Session, kind: Kind, here: Host, there: Host) -> None:
     with session.step(f"{kind.name}: create"):
-        for host in (here, there):
-            host.run("xl dmesg -c >/dev/null")  # an earlier guest may have counted there
         here.run(f"cat >{kind.name}.cfg <<'end'\n{kind.config}end")
         here.run(f"{kind.create} {kind.name}.cfg")
         _counts(here, kind, 0)
