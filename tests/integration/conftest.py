@@ -10,7 +10,7 @@ from tests.peers.virsh import MORE, clear, start
 
 
 @pytest.fixture(scope="module")
-def virsh_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
+def virsh_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
     directory = tmp_path_factory.mktemp("virsh")
     with pair(directory) as both:
         port = free_port()
@@ -24,8 +24,14 @@ def virsh_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host
 
 
 @pytest.fixture
-def virsh_guest(virsh_hosts: tuple[Host, Host], tmp_path: Path) -> Iterator[str]:
+def virsh_hosts(virsh_pair: tuple[Host, Host]) -> Iterator[tuple[Host, Host]]:
+    """Two daemons; what a test leaves on them must not be the failure of the next."""
+    yield virsh_pair
+    clear(virsh_pair)
+
+
+@pytest.fixture
+def virsh_guest(virsh_hosts: tuple[Host, Host], tmp_path: Path) -> str:
     here, _ = virsh_hosts
     start(here, tmp_path, extra="tick=0.05")
-    yield "testvm1"
-    clear(virsh_hosts)
+    return "testvm1"

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.peers.hosts import Host, free_port, serving, until
+from tests.peers.relocating import READY
 from tests.peers.relocation_host import read_all
 from tests.streams import config, entries, envelope, hvm_image, pv_image, qemu_record
 from xendpy.relocation.frames import FrameType
@@ -37,7 +38,6 @@ LIMITS = """
 (xendpy-unpause-delay 0)
 """
 PEAK_KIB = 24 << 10  # what serving a peer may take; a batch's staging is 4 MiB
-READY = b"(ready receive)\n"
 SIGNATURE = b"LinuxGuestRecord"
 MIB = 1 << 20
 _numbers = itertools.count(1)

@@ -15,6 +15,7 @@ from tests.peers.relocation_host import Host, converse, read_all, receiving
 from tests.streams import config, envelope, pv_image
 from xendpy.migration.progress import MigrationState
 from xendpy.relocation.hosts import HostsAllow
+from xendpy.relocation.operation import Incoming
 
 
 async def test_slow_peer_is_served(tmp_path: Path) -> None:
@@ -188,14 +189,19 @@ async def test_drain_aborts_what_is_under_way(tmp_path: Path) -> None:
                 socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
+async def _until_ending(host: Host, sock: socket.socket, wire: bytes) -> Incoming:
+    await asyncio.to_thread(sock.sendall, b"receive\n" + wire)
+    incoming = await host.begun()
+    while not incoming.ending:  # bounded by the test's own timeout
+        await asyncio.sleep(0)
+    return incoming
+
+
 async def test_drain_lets_a_hand_over_finish(tmp_path: Path) -> None:
     wire = pv_guest()
     async with receiving(tmp_path) as host:
         with await asyncio.to_thread(host.connect) as sock:
-            await asyncio.to_thread(sock.sendall, b"receive\n" + wire[:-100])
-            incoming = await host.begun()
-            while not incoming.ending:  # bounded by the test's own timeout
-                await asyncio.sleep(0)
+            await _until_ending(host, sock, wire[:-100])
             draining = asyncio.create_task(host.server.drain(20))
             await asyncio.sleep(0)
             assert not draining.done()
@@ -206,13 +212,9 @@ async def test_drain_lets_a_hand_over_finish(tmp_path: Path) -> None:
 
 
 async def test_second_drain_cuts_a_hand_over_and_keeps_what_came(tmp_path: Path) -> None:
-    wire = pv_guest()
     async with receiving(tmp_path) as host:
         with await asyncio.to_thread(host.connect) as sock:
-            await asyncio.to_thread(sock.sendall, b"receive\n" + wire[:-100])
-            incoming = await host.begun()
-            while not incoming.ending:
-                await asyncio.sleep(0)
+            incoming = await _until_ending(host, sock, pv_guest()[:-100])
             draining = asyncio.create_task(host.server.drain(None))
             await asyncio.sleep(0)
             await asyncio.wait_for(host.server.drain(None), 20)

@@ -16,6 +16,7 @@ import pytest
 from cryptography import x509
 
 from tests.certificates import Authority, dial, old_client
+from tests.peers.relocating import half_closing
 from tests.peers.relocation_host import read_all, receiving
 from tests.streams import config, envelope, hvm_image, pv_image
 from xendpy.migration.progress import MigrationState
@@ -75,16 +76,9 @@ async def test_a_xend_sends_over_tls(
 
 
 async def test_sslreceive_on_the_plain_port_is_plain(authority: Authority, tmp_path: Path) -> None:
-    def send() -> bytes:
-        with host.connect() as sock:
-            sock.sendall(b"sslreceive\n")
-            answer = sock.recv(80)
-            sock.sendall(PV)
-            sock.shutdown(socket.SHUT_WR)
-            return answer + read_all(sock)
-
     async with receiving(tmp_path, tls=tls(authority, ca=False)) as host:
-        assert await off(send) == READY + b"(ok)\n"
+        said = await off(lambda: half_closing(host, PV, b"sslreceive"))
+        assert said == READY + b"(ok)\n"
         assert (await host.ended()).progress.state is MigrationState.DONE
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.peers.hosts import DEADLINE_S, Host, until
 from tests.peers.terminal import CTRL_C, on_terminal
-from tests.peers.virsh import DOMAIN_0, clear, listed, migrating, start, tcp, uri, virsh
+from tests.peers.virsh import DOMAIN_0, listed, migrating, start, tcp, uri, virsh
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("virsh") is None, reason="needs Debian's libvirt-clients"),
@@ -20,13 +19,6 @@ pytestmark = [
 ]
 
 CANCELLED = "error: cancelled by virsh"
-
-
-@pytest.fixture(autouse=True)
-def _cleared(virsh_hosts: tuple[Host, Host]) -> Iterator[None]:
-    """What one test leaves behind must not be the failure of the next."""
-    yield
-    clear(virsh_hosts)
 
 
 @pytest.mark.parametrize(

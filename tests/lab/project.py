@@ -6,6 +6,7 @@ an emulator minutes.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,7 @@ cat >>/etc/xen/xend-config.sxp <<'end'
 systemctl enable xend
 /usr/lib/xendpy/bin/python -m pip install --quiet --disable-pip-version-check --no-index \
     --root-user-action=ignore --find-links /root/wheels --upgrade --target {LIBRARY} \
-    hypothesis pytest pytest-asyncio pytest-timeout
+    {shlex.join(FOR_TESTS)}
 /usr/lib/xendpy/bin/python -m compileall -q /root/xendpy {LIBRARY}
 """
 

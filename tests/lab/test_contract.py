@@ -17,6 +17,7 @@ from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor.xl import XlHypervisor
 from xendpy.hypervisor.xlrules import GuestRules
 from xendpy.migration.receive import FileSource, NoGuest, drive
+from xendpy.migration.saved_file import saved_config
 from xendpy.paths import Paths
 from xendpy.stream.xend import decode_body, read_envelope
 
@@ -48,9 +49,7 @@ class TestContract(GuestContract):
             self.part.write_bytes(file.read(BEGINNING))
 
     def config(self, name="web01", uuid=UUID):
-        with open(self.saved, "rb") as file:
-            envelope = drive(read_envelope(), FileSource(file.fileno()), NoGuest())
-        config = DomainConfig.parse(envelope.config_bytes)
+        config = saved_config(self.saved)
         mine = [["name", name], ["uuid", uuid]]
         rest = [item for item in config.tree[1:] if item[0] not in ("name", "uuid")]
         return DomainConfig.from_sxp(["domain", *mine, *rest])
@@ -65,9 +64,8 @@ class TestContract(GuestContract):
     def _drive(self, path, session):
         with open(path, "rb") as file:
             source = FileSource(file.fileno())
-            envelope = drive(read_envelope(), source, NoGuest())
-            guest_type = DomainConfig.parse(envelope.config_bytes).guest_type
-            drive(decode_body(guest_type), source, session)
+            drive(read_envelope(), source, NoGuest())
+            drive(decode_body(saved_config(self.saved).guest_type), source, session)
 
     @pytest.mark.parametrize("first", ["live"])
     @pytest.mark.parametrize(("differs", "text"), [row[1:] for row in CLASHES[:2]])

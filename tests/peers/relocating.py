@@ -22,9 +22,9 @@ def parse_err(text: bytes) -> bytes:
     return b"(err (type \"<class 'xen.xend.sxp.ParseError'>\") (value '" + text + b"'))\n"
 
 
-def half_closing(host: Host, wire: bytes) -> bytes:
+def half_closing(host: Host, wire: bytes, operation: bytes = b"receive") -> bytes:
     with host.connect() as sock:
-        sock.sendall(b"receive\n")
+        sock.sendall(operation + b"\n")
         answer = sock.recv(80)
         sock.sendall(wire)
         sock.shutdown(socket.SHUT_WR)
