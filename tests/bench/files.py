@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tests.bench import sender
-from tests.bench.harness import MIB, Bench, at_least, at_most, available_mib, timed
+from tests.bench.harness import MIB, Bench, Row, at_least, at_most, available_mib, timed
 from xendpy.guest.domain import Domain, GuestType
 from xendpy.guest.pages import MAX_BATCH, PAGE_SIZE, PageBatch
 from xendpy.hypervisor.store import StoreHypervisor
@@ -23,19 +26,22 @@ from xendpy.stream.libxl import LibxlEncoder
 from xendpy.stream.records import Record
 from xendpy.stream.xend import decode_body, read_envelope
 
-COPIES = 4  # of a guest that exist at once, at most
+COPIES = 3  # of a guest that exist at once, at most: the file, the store's, what is made
 
 
 def run(bench: Bench) -> None:
     """Measure all rows."""
     mib = min(bench.mib(4096), available_mib() // (COPIES + 1) // 4 * 4)
-    names = ("save", "restore", "convert")
-    if any(bench.wants(f"{name} {mib} MiB") for name in names):
-        source = bench.memory_directory / "guest.save"
-        write_image(source, mib)
-        _save_rows(bench, source, mib)
-        _convert_row(bench, source, mib)
-        source.unlink()
+    names = [f"restore {mib} MiB", f"save {mib} MiB", f"convert {mib} MiB, v1 to libxl v2"]
+    if any(map(bench.wants, names)):
+        with guest_file(bench.memory_directory, mib) as guest:
+            bars = (at_least(0.8), at_least(0.8), at_most(1.15))
+            works = (guest.restore, guest.save, guest.convert)
+            rows = [
+                Row(work=name, against="cp", bar=bar)
+                for name, bar in zip(names, bars, strict=True)
+            ]
+            bench.compare_all(list(zip(rows, works, strict=True)), guest.cp)
     _decode_row(bench)
 
 
@@ -50,65 +56,56 @@ def write_image(path: Path, mib: int) -> None:
         file.write(sender.closing())
 
 
-def copied(source: Path, target: Path) -> float:
-    """Copy a file with cp; return the seconds."""
-    try:
-        return timed(lambda: subprocess.run(["cp", source, target], check=True))
-    finally:
-        target.unlink()
+@dataclass(slots=True)
+class GuestFile:
+    """A legacy save file, and what is done with it; each returns its seconds, and clears up."""
 
+    source: Path
+    made: Path
+    hypervisor: StoreHypervisor
+    restored: Domain | None = None
 
-def _save_rows(bench: Bench, source: Path, mib: int) -> None:
-    root = bench.memory_directory / "store"
-    saved, copy = bench.memory_directory / "again.save", bench.memory_directory / "copy"
-    hypervisor = StoreHypervisor(Paths(root))
-    domains: list[Domain] = []
+    def restore(self) -> float:
+        if self.restored is not None:
+            self.hypervisor.destroy(self.restored)
+        start_s = time.perf_counter()
+        self.restored = restore_file(self.hypervisor, self.source, cancel=Cancel())
+        return time.perf_counter() - start_s
 
-    def restore() -> float:
-        for domain in domains:
-            hypervisor.destroy(domain)
-        domains.clear()
-        cancel = Cancel()
-        return timed(lambda: domains.append(restore_file(hypervisor, source, cancel=cancel)))
+    def save(self) -> float:
+        if self.restored is None:
+            self.restore()
+        guest, cancel = self.restored, Cancel()
+        assert guest is not None
+        return self._making(
+            lambda: save_file(self.hypervisor, guest, self.made, checkpoint=True, cancel=cancel)
+        )
 
-    def save() -> float:
-        cancel = Cancel()
+    def convert(self) -> float:
+        return self._making(lambda: to_libxl(self.source, self.made))
+
+    def cp(self) -> float:
+        return self._making(lambda: subprocess.run(["cp", self.source, self.made], check=True))
+
+    def _making(self, work: Callable[[], object]) -> float:
         try:
-            return timed(
-                lambda: save_file(hypervisor, domains[0], saved, checkpoint=True, cancel=cancel)
-            )
+            return timed(work)
         finally:
-            saved.unlink()
+            self.made.unlink()
 
-    def cp() -> float:
-        return copied(source, copy)
 
+@contextmanager
+def guest_file(directory: Path, mib: int) -> Iterator[GuestFile]:
+    """Write such a file into a directory, with a store for what comes out of it."""
+    source, root = directory / "guest.save", directory / "store"
+    hypervisor = StoreHypervisor(Paths(root))
     try:
-        bench.compare(f"restore {mib} MiB", "cp", at_least(0.8), restore, cp)
-        if not domains:
-            restore()
-        bench.compare(f"save {mib} MiB", "cp", at_least(0.8), save, cp)
+        write_image(source, mib)
+        yield GuestFile(source, directory / "made", hypervisor)
     finally:
         hypervisor.close()
         shutil.rmtree(root)
-
-
-def _convert_row(bench: Bench, source: Path, mib: int) -> None:
-    target, copy = bench.memory_directory / "guest.libxl", bench.memory_directory / "copy"
-
-    def convert() -> float:
-        try:
-            return timed(lambda: to_libxl(source, target))
-        finally:
-            target.unlink()
-
-    bench.compare(
-        f"convert {mib} MiB, v1 to libxl v2",
-        "cp",
-        at_most(1.15),
-        convert,
-        lambda: copied(source, copy),
-    )
+        source.unlink()
 
 
 def to_libxl(source: Path, target: Path) -> None:

@@ -1,9 +1,9 @@
 """Pairs of measurements, interleaved, and the table they make.
 
 A row compares two ways to do the same work, in the same run. Each pair measures both, the one
-that goes first in turn, so that they meet the same weather; the ratio is taken within a pair. A
-row is `below` if the better quarter of its pairs does not reach the bar: a busy machine alone
-does not do that.
+that goes first in turn, so that they meet the same weather; the ratio is taken within a pair. Rows
+with the same peer can share its runs. A row is `below` if the better quarter of its pairs does not
+reach the bar: a busy machine alone does not do that.
 """
 
 from __future__ import annotations
@@ -143,19 +143,36 @@ class Bench:
         pairs: int | None = None,
     ) -> None:
         """Measure both, in turn, after a round that does not count."""
-        if not self.wants(work):
-            return
         row = Row(work=work, against=against, bar=bar, unit=unit, note=note)
-        ours()
-        theirs()
+        self.compare_all([(row, ours)], theirs, pairs=pairs)
+
+    def compare_all(
+        self,
+        rows: Sequence[tuple[Row, Measure]],
+        theirs: Measure,
+        *,
+        pairs: int | None = None,
+    ) -> None:
+        """Measure rows that have one peer, which then runs once a round for all of them.
+
+        The first round does not count; in each, another one begins.
+        """
+        wanted = [(row, ours) for row, ours in rows if self.wants(row.work)]
+        if not wanted:
+            return
+        measures = [*(ours for _, ours in wanted), theirs]
+        for measure in measures:
+            measure()
         for number in range(pairs or self.pairs):
-            if number % 2:
-                row.theirs.append(theirs())
-                row.ours.append(ours())
-            else:
-                row.ours.append(ours())
-                row.theirs.append(theirs())
-        self.add(row)
+            seconds = [0.0] * len(measures)
+            for step in range(len(measures)):
+                which = (number + step) % len(measures)
+                seconds[which] = measures[which]()
+            for (row, _), mine in zip(wanted, seconds[:-1], strict=True):
+                row.ours.append(mine)
+                row.theirs.append(seconds[-1])
+        for row, _ in wanted:
+            self.add(row)
 
     def skip(self, work: str, against: str, bar: Bar, reason: str) -> None:
         """Enter a row that cannot be measured here."""
