@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from tests.lab.recipe import QUICK
 from tests.lab.session import Host, Session, check, matching, until
 
 GUEST = "testvm1"
@@ -21,7 +22,7 @@ name = "{GUEST}"
 memory = 112
 kernel = "/var/lib/xen/images/vmlinux"
 ramdisk = "/var/lib/xen/images/ramdisk"
-extra = "console=hvc0 quiet mitigations=off disk"
+extra = "console=hvc0 {QUICK} disk"
 disk = ["file:{DISK},xvda,w"]
 vif = ["mac=00:16:3e:00:00:21,bridge=xenbr1"]
 on_crash = "preserve"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.lab import failures, refusals
-from tests.lab.oldwire import PYTHON, count, counts, create
+from tests.lab.oldwire import HOME, PYTHON, count, counts, create
 from tests.lab.session import Host, Session, StepFailed, check, until
 from tests.lab.wanderer import GUEST, VIF, settled, tidy, where
 
@@ -36,7 +36,8 @@ PHASES = (
 
 def walk(session: Session) -> None:
     """Break one thing after the other; a failure does not keep the others from being tried."""
-    session.group(_begin)
+    if not session.group(_begin):
+        return
     for title, work in (
         *((f"connection cut {phase.name}", _cutting(phase)) for phase in PHASES),
         *failures.STEPS,
@@ -72,21 +73,22 @@ def cutter(
     source: Host, target: Host, fault: str = ""
 ) -> Iterator[Callable[[], dict[str, dict[str, int]]]]:
     """Run tests.lab.cutter on the source; the yielded call ends it and returns what it says."""
-    words = f"{PYTHON} tests.lab.cutter {PORT} {target.name} {fault}".rstrip()
-    source.run(f"({words}) >/root/cutter.log 2>&1 & echo $! >/root/cutter.pid")
+    words = f"tests.lab.cutter {PORT} {target.name} {fault}".rstrip()
+    source.run(
+        f"(cd {HOME} && exec {PYTHON} {words}) >/root/cutter.log 2>&1 & echo $! >/root/cutter.pid"
+    )
     until(lambda: f":{PORT}" in source.ask("ss -ltn"), "the cutter listens")
 
     def ended() -> dict[str, dict[str, int]]:
         source.ask(
-            "pid=$(cat /root/cutter.pid); pkill -TERM -P $pid;"
-            " while kill -0 $pid; do sleep 0.1; done"
+            "pid=$(cat /root/cutter.pid); kill $pid; while kill -0 $pid; do sleep 0.1; done"
         )
         return dict(json.loads(source.run("cat /root/cutter.log").splitlines()[-1]))
 
     try:
         yield ended
     finally:
-        source.ask("pkill -KILL -P $(cat /root/cutter.pid)")
+        source.ask("kill -KILL $(cat /root/cutter.pid)")
 
 
 def _cutting(phase: Phase) -> Callable[[Session], None]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.lab.oldwire import KERNEL, TICK, count
+from tests.lab.recipe import QUICK
 from tests.lab.session import Host, Session, check, matching, until
 
 # A guest with another clock crashes on instructions that the emulator has not.
@@ -15,7 +16,7 @@ type = "pvh"
 memory = 128
 kernel = "{KERNEL}/vmlinux"
 ramdisk = "{KERNEL}/ramdisk"
-extra = "console=hvc0 quiet mitigations=off"
+extra = "console=hvc0 {QUICK}"
 tsc_mode = "native"
 on_crash = "preserve"
 """

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.lab.errors import LabError
+from tests.lab.recipe import QUICK
 
 if TYPE_CHECKING:
     from tests.lab.build import Image
@@ -40,7 +41,7 @@ XEN = (
     " guest_loglvl=all noreboot spec-ctrl=no,eager-fpu xpti=no"
 )
 KERNEL = (
-    "console=hvc0 quiet root=/dev/vda rw net.ifnames=0 mitigations=off lab.host={number}"
+    f"console=hvc0 {QUICK} root=/dev/vda rw net.ifnames=0 lab.host={{number}}"
     " systemd.show_status=error"
 )
 MEMORY_MIB, DOM0_MIB = 2304, 1024

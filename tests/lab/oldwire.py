@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
+from tests.lab.recipe import QUICK
 from tests.lab.session import Host, Session, check, matching, until
 
-PYTHON = "cd /root/xendpy && /usr/lib/xendpy/bin/python -m"
+HOME = "/root/xendpy"  # where the tests lie
+PYTHON = "/usr/lib/xendpy/bin/python -m"
 TICK = re.compile(r"^TICK n=(\d+)", re.MULTILINE)
 KERNEL = "/var/lib/xen/images"
 
@@ -18,7 +20,7 @@ name = "{name}"
 memory = {memory}
 kernel = "{KERNEL}/vmlinux"
 ramdisk = "{KERNEL}/ramdisk"
-extra = "console=hvc0 quiet mitigations=off"
+extra = "console=hvc0 {QUICK}"
 on_crash = "preserve"
 {more}"""
 
@@ -51,7 +53,7 @@ def counts(host: Host, name: str, above: int = 0) -> int:
 def send_old(host: Host, target: Host, file: str, release: str, cut: str = "") -> str:
     """Play an old xend that sends a file; return what its user would have seen."""
     words = f"tests.lab.send_old {target.name} 8002 {release} {file} {cut}".rstrip()
-    return host.run(f"{PYTHON} {words}", status=None, timeout_s=1200)
+    return host.run(f"cd {HOME} && {PYTHON} {words}", status=None, timeout_s=1200)
 
 
 def walk(session: Session) -> None:

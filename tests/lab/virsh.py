@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.lab.oldwire import KERNEL, config, counts
+from tests.lab.recipe import QUICK
 from tests.lab.session import Host, Session, check, matching, until
 from tests.trees import TREEINFO
 
@@ -13,7 +14,7 @@ TREE = "/root/tree"
 LINE = (
     f"virt-install -p -f /var/lib/xen/images/{INSTALLED}.dsk -s 0.01 -n {INSTALLED} --vnc -r 112"
     f" -l {TREE} -b xenbr1 --osinfo detect=on,require=off --noautoconsole"
-    " -x 'console=hvc0 quiet mitigations=off'"
+    f" -x 'console=hvc0 {QUICK}'"
 )
 
 
