@@ -22,7 +22,6 @@ from xendpy.migration.handover import new_id
 from xendpy.migration.reception import start
 from xendpy.relocation.admission import (
     Counts,
-    Muffler,
     Names,
     confirmed,
     confirmed_name,
@@ -35,6 +34,7 @@ from xendpy.relocation.greeting import Greeting, turned_away
 from xendpy.relocation.handshake import Receive
 from xendpy.relocation.listen_all import Listeners, places
 from xendpy.relocation.operation import Incoming, Operation, Operations
+from xendpy.relocation.server_accept import Acceptor
 from xendpy.relocation.server_peer import Admission, Peer, admit, converse, greeted, refuse
 from xendpy.relocation.settings import RelocationSettings
 from xendpy.relocation.tls import TlsServer, wrap
@@ -44,10 +44,6 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 MAX_WORKERS = 256  # what the option for migrations at a time can reach
-ACCEPT_PAUSE_S = 0.1
-# Of accepting before whoever was let in has a turn. With 0.01 a flood fills the backlog faster
-# than it is emptied: 2.7 s instead of 0.1 s until an answer (tests/bench/bench_listener.py).
-TURN_S = 0.2
 
 
 class RelocationEvents(Protocol):
@@ -82,9 +78,8 @@ class RelocationServer:
         # Apart, so that peers that dawdle over a handshake keep no migration waiting.
         self._greeters = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="tls")
         self._counts = Counts()
-        self._muffler = Muffler()
         self._listeners = Listeners()
-        self._accepting: set[asyncio.Task[None]] = set()
+        self._acceptor = Acceptor(self._take)
         self._peers: dict[asyncio.Task[None], Peer] = {}
         self._drains = 0
 
@@ -95,8 +90,7 @@ class RelocationServer:
             RelocationError: one cannot be opened; none is then.
         """
         self._listeners.open(self._settings)
-        for listener in self._listeners:
-            self._accepting.add(asyncio.create_task(self._accept(listener)))
+        self._acceptor.start(self._listeners)
         return self
 
     async def __aexit__(
@@ -139,7 +133,8 @@ class RelocationServer:
         None = as long as it takes.
         """
         self._drains += 1
-        await self._stop_accepting()
+        await self._acceptor.stop()
+        self._listeners.close()
         for task, peer in list(self._peers.items()):
             incoming = peer.incoming
             if self._drains > 1 or incoming is None or not (arrive or incoming.ending):
@@ -150,34 +145,6 @@ class RelocationServer:
             _abort(task, peer)
         if self._peers:
             await asyncio.wait(list(self._peers))
-
-    async def _stop_accepting(self) -> None:
-        for task in self._accepting:
-            task.cancel()
-        if self._accepting:
-            await asyncio.wait(self._accepting)
-        self._accepting.clear()
-        self._listeners.close()
-
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                self._take(listener, *await loop.sock_accept(listener))
-                # All that wait, as far as others can bear it: one at each turn of the loop let a
-                # flood of short connections queue before everybody else, where no limit for one
-                # peer reaches it.
-                until_s = time.monotonic() + TURN_S
-                while time.monotonic() < until_s:
-                    self._take(listener, *listener.accept())
-                await asyncio.sleep(0)  # a connection that waits is accepted without a pause
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                self._warn("cannot accept a connection: %s", error)
-                # Out of descriptors or memory: the listener stays readable, and there is no
-                # event that says when a descriptor becomes free.
-                await asyncio.sleep(ACCEPT_PAUSE_S)
 
     def _take(self, listener: socket.socket, sock: socket.socket, address: Any) -> None:
         sock.setblocking(False)
@@ -344,11 +311,6 @@ class RelocationServer:
             worker.exception()
             raise asyncio.CancelledError
         return worker.result()
-
-    def _warn(self, text: str, *values: object) -> None:
-        muffled = self._muffler.due(asyncio.get_running_loop().time())
-        if muffled is not None:
-            log.warning(text + (f" ({muffled} more like this)" if muffled else ""), *values)
 
 
 def _run(operation: Operation, incoming: Incoming) -> None:
