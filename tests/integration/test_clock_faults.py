@@ -126,19 +126,19 @@ async def test_two_hosts_settle_a_hand_over_whatever_the_clock_says(
     proxy.arm(Fault(CUT, DOWN, unit=4))
     try:
         async with pair_of_services(tmp_path, configs) as (here, there):
-            transfers = here.service.transfers
+            transfers = here.service.parts.transfers
             request = MigrateRequest(destination="b")
             await transfers.start("web01", request, MigrateOptions())
             async with asyncio.timeout(DEADLINE_S):
                 while not proxy.hurt.is_set():
                     await asyncio.sleep(0)
                 clock.offset_s = jump_s
-                while transfers.open_entries() or there.service.transfers.open_entries():
+                while transfers.open_entries() or there.service.parts.transfers.open_entries():
                     await asyncio.sleep(0.02)
             owners = [
                 host.paths.root.name
                 for host in (here, there)
-                if host.service.guests.hypervisor.domains()
+                if host.service.parts.guests.hypervisor.domains()
             ]
             assert len(owners) == 1
     finally:

@@ -27,18 +27,18 @@ async def test_a_fault_of_ours_leaves_the_guest_here_and_the_journal_closed(
         session.complete()
     store.close()
     async with pair_of_services(tmp_path) as (here, there):
-        transfers = here.service.transfers
+        transfers = here.service.parts.transfers
         request = MigrateRequest(destination="b")
         number = await transfers.start("web01", request, MigrateOptions())
         with pytest.raises(AssertionError):
             await transfers.outcome(number)
-        (row,) = here.service.migrations.all()
+        (row,) = here.service.parts.migrations.all()
         assert row.progress.state is MigrationState.FAILED
         assert row.progress.reason == "internal error"
         async with asyncio.timeout(DEADLINE_S):
             while transfers.open_entries():
                 await asyncio.sleep(0.02)
-        (found,) = here.service.guests.hypervisor.domains()
+        (found,) = here.service.parts.guests.hypervisor.domains()
         assert (found.name, found.note) == ("web01", "")
-        assert there.service.guests.hypervisor.domains() == []
-        assert not there.service.transfers.open_entries()
+        assert there.service.parts.guests.hypervisor.domains() == []
+        assert not there.service.parts.transfers.open_entries()

@@ -120,26 +120,26 @@ def _store(root: Path) -> None:
 
 
 def _has(host: ServiceHost) -> list[str]:
-    return [found.name for found in host.service.guests.hypervisor.domains()]
+    return [found.name for found in host.service.parts.guests.hypervisor.domains()]
 
 
 async def _send(host: ServiceHost) -> str:
     request = MigrateRequest(destination="b")
-    return await host.service.transfers.start(NAME, request, MigrateOptions())
+    return await host.service.parts.transfers.start(NAME, request, MigrateOptions())
 
 
 async def test_behind_an_old_sender_a_xendpy_host_is_refused(tmp_path: Path) -> None:
     data = wire()
     async with _senders(tmp_path, "a") as (hosts, _):
         here, target = hosts["a"], hosts["b"]
-        port = target.service.relocation.port
+        port = target.service.parts.relocation.port
         first = await asyncio.to_thread(begin, port, data[:500000])
         async with asyncio.timeout(DEADLINE_S):
-            while not target.service.guests.hypervisor.incoming():
+            while not target.service.parts.guests.hypervisor.incoming():
                 await asyncio.sleep(0.01)
         number = await _send(here)
         with pytest.raises(MigrationError, match=r"on its way in|exists"):
-            await here.service.transfers.outcome(number)
+            await here.service.parts.transfers.outcome(number)
         assert _has(here) == [NAME]
         assert await asyncio.to_thread(finish, first, data[500000:]) == b"(ready receive)\n(ok)\n"
         assert _has(target) == [NAME]
@@ -153,21 +153,21 @@ async def test_behind_a_xendpy_host_another_sender_is_refused(tmp_path: Path, ri
         proxy.arm(Fault(STALL, UP, offset=1 << 20))
         first = await _send(here)
         async with asyncio.timeout(DEADLINE_S):
-            while not target.service.guests.hypervisor.incoming():
+            while not target.service.parts.guests.hypervisor.incoming():
                 await asyncio.sleep(0.01)
         if rival == "old":
-            report = await old(target.service.relocation.port, wire())
+            report = await old(target.service.parts.relocation.port, wire())
             assert report.guest_lives
             assert "on its way in" in report.shown or "exists" in report.shown, report.shown
         else:
             second = await _send(hosts["c"])
             with pytest.raises(MigrationError, match=r"on its way in|exists"):
-                await hosts["c"].service.transfers.outcome(second)
+                await hosts["c"].service.parts.transfers.outcome(second)
             assert _has(hosts["c"]) == [NAME]
         with pytest.raises(MigrationError):  # the stalled one fails, and stays where it is
-            await here.service.transfers.outcome(first)
+            await here.service.parts.transfers.outcome(first)
         async with asyncio.timeout(DEADLINE_S):
-            while target.service.guests.hypervisor.incoming():
+            while target.service.parts.guests.hypervisor.incoming():
                 await asyncio.sleep(0.01)
         assert _has(here) == [NAME]
         assert _has(target) == []

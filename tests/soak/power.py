@@ -84,7 +84,7 @@ async def rehearse(place: Path) -> Tape:
         store.close()
         async with pair_of_services(place, configs) as (a, _):
             begun = len(recorder.operations)
-            transfers = a.service.transfers
+            transfers = a.service.parts.transfers
             request = MigrateRequest(destination="b")
             number = await transfers.start("web01", request, MigrateOptions())
             assert await transfers.outcome(number) is Outcome.MOVED
@@ -124,12 +124,12 @@ async def run(tape: Tape, cut: Cut, place: Path) -> str:
 
 
 def _open(host: ServiceHost) -> bool:
-    entries = host.service.transfers.open_entries()
+    entries = host.service.parts.transfers.open_entries()
     return any(entry.in_doubt or entry.direction is Direction.OUT for entry in entries)
 
 
 def _owns(host: ServiceHost) -> bool:
-    guests = host.service.guests.hypervisor.domains()
+    guests = host.service.parts.guests.hypervisor.domains()
     assert [found for found in guests if found.note] == [], "held, and nothing is open"
     return bool(guests)
 

@@ -11,46 +11,23 @@ import asyncio
 import logging
 import os
 import signal
-import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import uvloop
 
 from xendpy import __version__
-from xendpy.config import XendConfig
 from xendpy.config_file import LoadedConfig, load
 from xendpy.control import autostart, logs, wiring
-from xendpy.control.dialling import Dialler
-from xendpy.control.domain_methods import DomainMethods
-from xendpy.control.events import Event, EventKind
-from xendpy.control.guests import Guests
-from xendpy.control.libvirt.server import LibvirtServer
-from xendpy.control.libvirt.session import Host as LibvirtHost
 from xendpy.control.lifecycle import Lifecycle
-from xendpy.control.managed import ManagedDomains
-from xendpy.control.metrics import Metrics, MetricsServer
-from xendpy.control.migrations import Migration, Migrations, Way, audit_migration, succeeded
-from xendpy.control.node import Host
-from xendpy.control.node_methods import NodeMethods
+from xendpy.control.metrics import MetricsServer
 from xendpy.control.notify import Notifier, forget
-from xendpy.control.rpc_server import RpcServer
-from xendpy.control.transfer_methods import TransferMethods
-from xendpy.control.transfers import Transfers
+from xendpy.control.parts import Parts
 from xendpy.control.workers import Workers
-from xendpy.control.xmlrpc import Dispatcher
 from xendpy.errors import ConfigError, XendError
 from xendpy.hypervisor.base import Hypervisor
-from xendpy.hypervisor.durable import Durable
-from xendpy.migration.home import settle
-from xendpy.migration.journal import Journal
 from xendpy.paths import Paths
-from xendpy.relocation.admission import confirmed_name, full_name
-from xendpy.relocation.audit import Audit
-from xendpy.relocation.from_xendpy import Landings
-from xendpy.relocation.operation import Operation
-from xendpy.relocation.server import RelocationServer
 
 FOREVER_S = 1e8  # three years
 EXTENSION_S = 30.0  # what systemd is asked for at a time while draining
@@ -101,7 +78,7 @@ class Service:
         self, paths: Paths, loaded: LoadedConfig, *, notifier: Notifier, log_file: str
     ) -> None:
         self._paths = paths
-        self._config = loaded.config
+        self._loaded = loaded
         self._notifier = notifier
         self._log_file = log_file
         self._stopping = asyncio.Event()
@@ -113,9 +90,16 @@ class Service:
         log.info("Xend Daemon started")
         log.info("xendpy %s, root %s", __version__, self._paths.root)
         with self._workers() as workers, self._driver() as hypervisor:
-            self._assemble(hypervisor, workers)
-            await workers.quick(self.guests.managed.load)
-            await self.transfers.ownership.recover()
+            self.parts = Parts(
+                self._loaded.config,
+                self._paths,
+                hypervisor,
+                workers,
+                log_file=self._log_file,
+                changed=self._show_status,
+            )
+            await workers.quick(self.parts.guests.managed.load)
+            await self.parts.transfers.ownership.recover()
             try:
                 async with asyncio.TaskGroup() as self._tasks:
                     await self._serve(ready)
@@ -124,115 +108,40 @@ class Service:
         log.info("Xend Daemon stopped")
         return 0
 
-    def _assemble(self, hypervisor: Hypervisor, workers: Workers) -> None:
-        config, paths = self._config, self._paths
-        managed = ManagedDomains(paths.below(config.domains_path))
-        self.guests = Guests(hypervisor, managed, workers, Host())
-        self.migrations = Migrations(self._show_status)
-        self.migrations.on_end(self._migration_ended)
-        self._journal = Journal(paths.state_dir / "migrations", Durable(), time.time)
-        self._journal.on_owned(lambda entry: self._at_home(entry.home))
-        self._landings = Landings()
-        host_id = hypervisor.host_id
-        dialler = Dialler(host_id, lambda: self._config, paths)
-        self.transfers = Transfers(self.guests, self._journal, self.migrations, dialler)
-        self.guests.migrator = self.transfers
-        self.guests.owner = self.transfers.ownership
-        node = NodeMethods(self.guests, self.migrations, self._log_file)
-        moves = TransferMethods(self.guests, self.migrations, self.transfers)
-        methods = {**DomainMethods(self.guests).table(), **node.table(), **moves.table()}
-        self.rpc = RpcServer(Dispatcher(methods), resolve=self._name_of)
-        self.metrics = Metrics(
-            running=self.migrations.running,
-            in_doubt=lambda: sum(entry.in_doubt for entry in self.transfers.open_entries()),
-            certificates=lambda: wiring.certificates(self._config, paths),
-        )
-        self.migrations.on_end(self.metrics.ended)
-        self.migrations.on_end(audit_migration)
-        self.libvirt = LibvirtServer(
-            LibvirtHost(
-                guests=self.guests,
-                transfers=self.transfers,
-                migrations=self.migrations,
-                relocation=lambda: wiring.relocation_settings(self._config, self._paths),
-                host_name=lambda: self._config.host_name or os.uname().nodename,
-                max_guest_memory_mib=lambda: self._config.max_guest_memory,
-            )
-        )
-        self.relocation = RelocationServer(
-            wiring.relocation_settings(config, paths),
-            self._operations(config),
-            events=self.migrations,
-            audit=Audit(self.metrics.refused),
-        )
-
-    def _name_of(self, address: str) -> str:
-        confirm = self._config.relocation_forward_confirm
-        return confirmed_name(address) if confirm else full_name(address)
-
-    def _operations(self, config: XendConfig) -> Mapping[str, Operation]:
-        hypervisor = self.guests.hypervisor
-        return wiring.operations(
-            config,
-            hypervisor,
-            self._journal,
-            self._landings,
-            hypervisor.host_id,
-            self._at_home,
-        )
-
     async def _serve(self, ready: Callable[[], None]) -> None:
-        served = MetricsServer(self._config.metrics_address, self.metrics)
-        async with self.relocation, self.rpc, self.libvirt, served:
-            await self._listen_rpc()
+        parts = self.parts
+        served = MetricsServer(parts.config.metrics_address, parts.metrics)
+        async with parts.relocation, parts.rpc, parts.libvirt, served:
+            await parts.listen_rpc()
             with self._signals():
-                log.info("driver %s, ready", self.guests.hypervisor.name)
+                log.info("driver %s, ready", parts.guests.hypervisor.name)
                 ready()
-                self._notifier.ready(self.migrations.summary())
+                self._notifier.ready(parts.migrations.summary())
                 background = [
-                    self._begin(lambda: autostart.start_all(self.guests, self._paths)),
+                    self._begin(lambda: autostart.start_all(parts.guests, self._paths)),
                     self._begin(self._keep_alive),
-                    self._begin(self.transfers.resolver.run),
-                    self._begin(Lifecycle(self.guests).run_for_ever),
+                    self._begin(parts.transfers.resolver.run),
+                    self._begin(Lifecycle(parts.guests).run_for_ever),
                 ]
                 await self._stopping.wait()
                 for task in background:
                     task.cancel()
                 await self._drain()
 
-    async def _listen_rpc(self) -> None:
-        config, paths = self._config, self._paths
-        if config.unix_xmlrpc_server:
-            await self.rpc.listen_unix(paths.xmlrpc_socket)
-        if config.tcp_xmlrpc_server:
-            await self.rpc.listen_tcp(
-                config.tcp_xmlrpc_address,
-                config.tcp_xmlrpc_port,
-                wiring.hosts_allow(config, paths),
-                wiring.rpc_tls(config, paths),
-            )
-        if config.libvirt_server:
-            await self.libvirt.listen_unix(paths.libvirt_dir)
-        if config.libvirt_tcp_server:
-            await self.libvirt.listen_tcp(
-                config.libvirt_tcp_address,
-                config.libvirt_tcp_port,
-                wiring.hosts_allow(config, paths),
-            )
-
     async def _drain(self) -> None:
         """Finish what must be finished; the service manager is told to have patience."""
-        deadline_s = self._config.drain_timeout_s or FOREVER_S
-        arrive = self._config.stop_while_moving != CUT
-        log.info("stopping: %s", self.migrations.summary())
+        parts, config = self.parts, self.parts.config
+        deadline_s = config.drain_timeout_s or FOREVER_S
+        arrive = config.stop_while_moving != CUT
+        log.info("stopping: %s", parts.migrations.summary())
         self._notifier.stopping(self._status())
         patience = self._begin(self._ask_for_time)
         await asyncio.gather(
-            self.transfers.drain(deadline_s if arrive else 0),
-            self.relocation.drain(deadline_s, arrive=arrive),
+            parts.transfers.drain(deadline_s if arrive else 0),
+            parts.relocation.drain(deadline_s, arrive=arrive),
         )
-        await autostart.stop_all(self.guests)
-        await self.rpc.drain(min(deadline_s, RPC_DRAIN_S))
+        await autostart.stop_all(parts.guests)
+        await parts.rpc.drain(min(deadline_s, RPC_DRAIN_S))
         patience.cancel()
 
     async def _ask_for_time(self) -> None:
@@ -247,7 +156,7 @@ class Service:
         while True:
             await asyncio.sleep(interval_s)
             self._notifier.alive()
-            if self.migrations.running():
+            if self.parts.migrations.running():
                 self._show_status()
 
     @contextmanager
@@ -273,9 +182,9 @@ class Service:
         self._stopping.set()
         if self._stops > 1:
             log.warning("told to stop again: cutting what still goes on")
-            self._begin(lambda: self.transfers.drain(0))
-            self._begin(lambda: self.relocation.drain(0))
-            self._begin(lambda: self.rpc.drain(0))
+            self._begin(lambda: self.parts.transfers.drain(0))
+            self._begin(lambda: self.parts.relocation.drain(0))
+            self._begin(lambda: self.parts.rpc.drain(0))
 
     def _on_hangup(self) -> None:
         if not self._stopping.is_set():
@@ -284,23 +193,20 @@ class Service:
     async def reload(self) -> None:
         """Apply the configuration file as it is now, or keep the old one as a whole."""
         self._notifier.reloading()
-        workers = self.guests.workers
+        workers = self.parts.guests.workers
         try:
             loaded = await workers.quick(load, self._paths.config_file)
-            settings = wiring.relocation_settings(loaded.config, self._paths)
-            operations = await workers.quick(self._operations, loaded.config)
+            operations = await workers.quick(self.parts.operations, loaded.config)
+            self.parts.reconfigure(loaded.config, operations)
         except ConfigError as error:
             log.error("the configuration is not reloaded: %s", error)
             self._notifier.ready(f"configuration not reloaded: {error}")
             return
-        self._config = loaded.config
-        self.relocation.update(settings, operations)
-        self.rpc.hosts_allow = settings.hosts_allow
         logging.getLogger().setLevel(logs.level_of(loaded.config.loglevel))
         for warning in loaded.warnings:
             log.warning("%s", warning.told(loaded.path))
         log.info("configuration reloaded")
-        self._notifier.ready(self.migrations.summary())
+        self._notifier.ready(self.parts.migrations.summary())
 
     def _begin(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         """Begin a task of the daemon's own; what goes wrong in it ends nothing else.
@@ -310,33 +216,16 @@ class Service:
         assert self._tasks is not None
         return self._tasks.create_task(_guarded(work))
 
-    def _at_home(self, home: str) -> None:
-        settle(home, self.guests.managed.put)
-
-    def _migration_ended(self, migration: Migration) -> None:
-        if migration.way is not Way.IN or not succeeded(migration):
-            return
-        progress = migration.progress
-        self.guests.events.tell(
-            Event(
-                kind=EventKind.STARTED,
-                uuid=progress.uuid,
-                name=progress.name,
-                domid=None,
-                detail="migrated",
-            )
-        )
-
     def _show_status(self) -> None:
         self._notifier.status(self._status())
 
     def _status(self) -> str:
-        return ("draining: " if self._stopping.is_set() else "") + self.migrations.summary()
+        return ("draining: " if self._stopping.is_set() else "") + self.parts.migrations.summary()
 
     def _dump(self) -> None:
         """Write migrations, operations and every task's stack to the log."""
-        log.info("migrations: %s", self.migrations.summary())
-        for operation in self.guests.operations.all():
+        log.info("migrations: %s", self.parts.migrations.summary())
+        for operation in self.parts.guests.operations.all():
             log.info("domain %s is %s", operation.name, operation.what)
         for task in asyncio.all_tasks():
             frames = [(frame, frame.f_lineno) for frame in task.get_stack()]
@@ -353,7 +242,7 @@ class Service:
 
     @contextmanager
     def _driver(self) -> Iterator[Hypervisor]:
-        hypervisor = wiring.driver(self._config, self._paths)
+        hypervisor = wiring.driver(self._loaded.config, self._paths)
         try:
             yield hypervisor
         finally:
