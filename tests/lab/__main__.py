@@ -61,6 +61,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--clean", action="store_true", help="stop them, remove what was built")
     parser.add_argument("--again", action="store_true", help="use the hosts that are up")
     parser.add_argument("--only", choices=PARTS, action="append", help="run this part alone")
+    parser.add_argument(
+        "--fault", default="", metavar="TEXT", help="faults whose title holds TEXT"
+    )
     return parser.parse_args()
 
 
@@ -72,7 +75,7 @@ def _anew(place: Path, args: argparse.Namespace) -> int:
     _stop(place)
     try:
         seven = Host(start(image, 7, 8, image.share_disk))
-        session = Session(seven, Host(start(image, 8, 7)), [built])
+        session = Session(seven, Host(start(image, 8, 7)), [built], fault=args.fault)
         if session.group(_boot) and not args.up:
             _parts(session, args.only)
         return 0 if session.table() else 1
@@ -82,7 +85,7 @@ def _anew(place: Path, args: argparse.Namespace) -> int:
 
 
 def _again(place: Path, args: argparse.Namespace) -> int:
-    session = Session(*(Host(attach(place, number)) for number in HOSTS))
+    session = Session(*(Host(attach(place, number)) for number in HOSTS), fault=args.fault)
     for host in session.hosts:  # a guest of an earlier run may have counted further
         host.ask("rm -f /var/log/xen/console/guest-*.log; xl dmesg -c >/dev/null")
     _parts(session, args.only)

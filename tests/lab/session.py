@@ -79,6 +79,7 @@ class Session:
     eight: Host
     rows: list[Row] = field(default_factory=list)
     remark: str = ""
+    fault: str = ""  # only faults in whose title this pattern is
     # What passes between the hosts in one whole migration: lines and frames, and bytes.
     units: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)

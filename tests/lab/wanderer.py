@@ -37,16 +37,20 @@ def _in_doubt(session: Session) -> int:
 
 def migrate_beside(source: Host, target: Host) -> None:
     """Begin a migration, and come back at once; `told` waits for its end."""
-    source.run(
-        f"rm -f {LOG}; (xm migrate {GUEST} {target.name} >{LOG} 2>&1;"
-        f" echo status $? >>{LOG}) </dev/null &"
-    )
+    # Nothing of it may hold the output of the command that begins it: that is waited for.
+    source.run(f"(xm migrate {GUEST} {target.name}; echo status $?) </dev/null >{LOG} 2>&1 &")
 
 
 def told(source: Host) -> str:
     """Return what xm migrate has said, and its status."""
     until(lambda: "status" in source.ask(f"cat {LOG}"), "xm migrate has ended")
     return source.run(f"cat {LOG}")
+
+
+def present(session: Session) -> None:
+    """Create the guest, if no host has it."""
+    if not any(GUEST in host.guests() for host in session.hosts):
+        create(session.eight, GUEST, more=VIF)
 
 
 def tidy(session: Session) -> None:
@@ -59,6 +63,4 @@ def tidy(session: Session) -> None:
                     host.run(f"xl destroy {name}", status=None)
         except LabError as error:
             print(error)
-    having = [host for host in session.hosts if GUEST in host.guests()]
-    if not having:
-        create(session.eight, GUEST, more=VIF)
+    present(session)
