@@ -1,4 +1,3 @@
-import os
 import threading
 
 import pytest
@@ -18,6 +17,7 @@ from tests.guests import (
 )
 from tests.hypervisor.contract import CLASHES, GuestContract, say_all
 from tests.peers.fake_xl import FakeXl
+from tests.peers.xl_driver import driver, incoming
 from xendpy.errors import (
     DomainError,
     DomainExists,
@@ -35,11 +35,8 @@ from xendpy.guest.pages import PageType
 from xendpy.hypervisor import open as opening_module
 from xendpy.hypervisor import xladmission
 from xendpy.hypervisor.open import open_hypervisor
-from xendpy.hypervisor.xl import XlHypervisor
 from xendpy.hypervisor.xlguest import TRADITIONAL
-from xendpy.hypervisor.xlrules import GuestRules
 from xendpy.migration.receive import BytesSource, NoGuest, drive
-from xendpy.migration.reception import Kept, Received, ReceiveLimits, Reception, start
 from xendpy.migration.saved_file import Cancel, restore_file, save_file
 from xendpy.paths import Paths
 from xendpy.stream.convert import to_modern
@@ -53,20 +50,11 @@ def xl():
     return FakeXl()
 
 
-def driver(tmp_path, xl, **rules):
-    said = {"guest_paths": ("/boot",), "exists": lambda path: True, **rules}
-    return XlHypervisor(Paths(tmp_path), tool=xl, rules=GuestRules(**said))
-
-
 @pytest.fixture
 def hypervisor(tmp_path, xl):
     opened = driver(tmp_path, xl)
     yield opened
     opened.close()
-
-
-def incoming(tmp_path):
-    return sorted(path.name for path in (tmp_path / "var/lib/xend/incoming").glob("*"))
 
 
 class TestContract(GuestContract):
@@ -297,100 +285,6 @@ def test_a_build_that_fails_before_the_end_says_why_and_leaves_nothing(hyperviso
             send_pages(session, span(first, 1024), 1)
     assert hypervisor.domains() == []
     assert incoming(tmp_path) == []
-
-
-def received(hypervisor, data):
-    progress = start("x", "10.0.0.1")
-    return Reception(
-        BytesSource(data), hypervisor, limits=ReceiveLimits(), progress=progress,
-        publish=lambda shown: None,
-    ).run()  # fmt: skip
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """A save file of xend's."""
-    from tests.streams import config, envelope
-    from xendpy.stream.legacy_dialect import LATEST_XEND
-    from xendpy.stream.legacy_encode import LegacyEncoder
-
-    encoder = LegacyEncoder(LATEST_XEND, guest().guest_type)
-    data = envelope(config(name="web01", memory=16))
-    for record in opening():
-        data += b"".join(encoder.encode(record))
-    for first, value in ((0, 1), (1024, 2), (0, 3)):
-        page = memoryview(bytes([value]) * (1024 * 4096))
-        data += b"".join(encoder.encode(Pages(batch(span(first, 1024)), [page])))
-    zeros = memoryview(bytes(1024 * 4096))
-    data += b"".join(encoder.encode(Pages(batch(span(2048, 1024)), [zeros])))
-    for record in [*closing(u64(4000)), End()]:
-        data += b"".join(encoder.encode(record))
-    return data
-
-
-def test_what_an_old_xend_sends_is_kept_until_the_guest_runs(hypervisor, tmp_path, saved):
-    outcome = received(hypervisor, saved)
-    assert isinstance(outcome, Received), outcome
-    assert incoming(tmp_path) == ["web01.save"]
-    hypervisor.unpause(outcome.domain)
-    assert incoming(tmp_path) == []
-
-
-def test_a_failed_build_leaves_a_file_that_restores(hypervisor, tmp_path, xl, saved):
-    xl.refuse["restore"] = "libxl: error: bridge is gone\n"
-    outcome = received(hypervisor, saved)
-    file = tmp_path / "var/lib/xend/incoming/web01.save"
-    assert isinstance(outcome, Kept)
-    assert "bridge is gone" in str(outcome.error)
-    assert str(outcome.error).endswith(f"xm restore {file}")
-    assert str(file) in outcome.where
-    assert hypervisor.domains() == []
-    # Every frame once, in its last state; zero pages are holes.
-    assert file.stat().st_size < len(saved) - 4_000_000
-    assert file.stat().st_blocks * 512 < 9 << 20
-    del xl.refuse["restore"]
-    domain = restore_file(hypervisor, file, cancel=Cancel())
-    pages = {}
-    with hypervisor.save(domain) as source:
-        for record in source.records():
-            if isinstance(record, Pages):
-                data = b"".join(bytes(view) for view in record.views)
-                for index, pfn in enumerate(record.batch.with_data().tolist()):
-                    pages[pfn] = data[index * 4096]
-    assert {pages[pfn] for pfn in range(1024)} == {3}
-    assert {pages[pfn] for pfn in range(1024, 2048)} == {2}
-    assert {pages[pfn] for pfn in range(2048, 3072)} == {0}
-
-
-def test_a_stream_that_breaks_after_its_first_round_is_kept_in_part(hypervisor, tmp_path, saved):
-    outcome = received(hypervisor, saved[: 13 << 20])
-    assert isinstance(outcome, Kept)
-    assert incoming(tmp_path) == ["web01.partial"]
-    assert hypervisor.domains() == []
-
-
-def test_what_a_daemon_was_receiving_when_it_ended_is_kept(hypervisor, tmp_path, xl):
-    restore = hypervisor.restore(guest())
-    session = restore.__enter__()
-    send_all(session, opening())
-    hypervisor.close()
-    again = driver(tmp_path, xl)
-    assert incoming(tmp_path) == ["web01.partial"]
-    again.close()
-    session.close()
-
-
-def test_no_room_for_the_copy_is_refused_first(hypervisor, monkeypatch):
-    real = os.statvfs
-
-    def full(path):
-        room = real(path)
-        return os.statvfs_result((*room[:3], 10, 10, *room[5:]))
-
-    monkeypatch.setattr(os, "statvfs", full)
-    with pytest.raises(OutOfMemory, match="to be kept safe while it is built"):
-        restored(hypervisor)
-    assert hypervisor.domains() == []
 
 
 def test_save_files_are_xls_own(hypervisor, tmp_path):

@@ -129,7 +129,7 @@ class XlHypervisor(XlGuests):
             guest_type=incoming.config.guest_type,
             json=to_json(replace(incoming.guest, name=incoming.xl_name)),
             pv32=incoming.pv32,
-            finish=lambda kept: self._arrived(incoming, kept),
+            finish=lambda kept: self._arrived(incoming, kept, safe=safe),
             clean=lambda: self._clean(incoming),
         )
         try:
@@ -140,20 +140,24 @@ class XlHypervisor(XlGuests):
                 spool.close()
             raise
 
-    def _arrived(self, incoming: Incoming, kept: str) -> Domain:
+    def _arrived(self, incoming: Incoming, kept: str, *, safe: bool) -> Domain:
         guest = self._built(incoming)
         if guest is None:
             raise HypervisorError(f"xl restored {incoming.xl_name} and does not list it")
-        self._notes.put(
-            Note(
-                domid=guest.domid,
-                uuid=guest.uuid,
-                raw=incoming.config.encode().decode("latin-1"),
-                migration_id=incoming.migration_id,
-                start_time_s=time.time(),
-                spool=kept,
-            )
+        note = Note(
+            domid=guest.domid,
+            uuid=guest.uuid,
+            raw=incoming.config.encode().decode("latin-1"),
+            migration_id=incoming.migration_id,
+            start_time_s=time.time(),
+            spool=kept,
         )
+        try:
+            self._notes.put(note)
+        except OSError as error:
+            if not safe:  # the sender waits for our word, and still has its guest
+                raise
+            log.error("nothing is noted of domain %d, which has arrived: %s", guest.domid, error)
         self._admission.release(incoming)
         return as_domain(guest)
 
@@ -305,8 +309,11 @@ class XlHypervisor(XlGuests):
             self._take_name(guest)
         self._xl("unpause", guest.domid)
         if note.spool:
-            Path(note.spool).unlink(missing_ok=True)
-            self._notes.put(replace(note, spool=""))
+            try:
+                Path(note.spool).unlink(missing_ok=True)
+                self._notes.put(replace(note, spool=""))
+            except OSError as error:  # the guest runs all the same
+                log.error("%s, which nobody needs any more, stays: %s", note.spool, error)
 
     def _take_name(self, guest: Listed) -> None:
         """Give a guest that came from this very host its name, and its old copy another."""

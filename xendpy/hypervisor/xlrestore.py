@@ -2,7 +2,8 @@
 
 A stream of another host's libxl goes on as it is, a legacy one is translated. Where the sender is
 an old xend, a save file is written beside (xlspool): once the sender may have let go of its
-guest, a failing xl does not end the reception, and the file is what is kept.
+guest, a failing xl does not end the reception, and the file is what is kept. Nor does a failing
+disk then: xl goes on, and has the guest.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from xendpy.errors import HypervisorError, UnsupportedStream, XendError
 from xendpy.guest.domain import Domain, GuestType
 from xendpy.guest.pages import PageBatch
 from xendpy.hypervisor.pipes import PipeWriter, pipe
-from xendpy.hypervisor.xlspool import Spool
+from xendpy.hypervisor.xlspool import ARRIVING, Spool
 from xendpy.hypervisor.xltool import Child, Tool
 from xendpy.stream import legacy_head
 from xendpy.stream.convert import Conversion, to_modern
@@ -55,6 +56,7 @@ class XlRestore:
     def __init__(self, building: Building, spool: Spool | None) -> None:
         self._building = building
         self._spool = spool
+        self._torn = False  # the save file lacks something that xl has
         self._cancelled = False
         self._ending = False
         self._failure: HypervisorError | None = None
@@ -96,11 +98,20 @@ class XlRestore:
                 )
             case Ending():
                 self._ending = True
-        if self._spool is not None:
-            self._spool.apply(record)
+        if self._spool is not None and not self._torn:
+            self._keep_safe(self._spool, record)
         if self._failure is None:
             assert self._conversion is not None
             self._conversion.apply(record)
+
+    def _keep_safe(self, spool: Spool, record: Record) -> None:
+        try:
+            spool.apply(record)
+        except OSError as error:
+            if not self._ending or self._failure is not None:
+                raise
+            self._torn = True
+            log.error("%s is not complete: %s; xl has all of the guest", spool.path, error)
 
     def _converter(self, start: StreamStart) -> Conversion:
         legacy = start.format == legacy_head.FORMAT
@@ -139,7 +150,7 @@ class XlRestore:
         """
         self._check()
         self._pipe.close()
-        kept = str(self._spool.seal()) if self._spool is not None else ""
+        kept = self._seal()
         try:
             if self._failure is not None:
                 raise self._failure
@@ -153,27 +164,41 @@ class XlRestore:
         self._completed = True
         return domain
 
+    def _seal(self) -> str:
+        """Make the save file durable, if that can be; return its name, else nothing."""
+        if self._spool is None or self._torn:
+            return ""
+        try:
+            return str(self._spool.seal())
+        except OSError as error:
+            log.error("%s is not safe on disk: %s", self._spool.path, error)
+            return ""
+
     def keep(self, reason: str) -> str:
         """Keep the save file, whole or not, and say what can be done with it."""
-        if self._spool is None:
+        spool, self._spool = self._spool, None
+        if spool is None:
             return "nothing is kept: the sender still has the guest"
-        if self._spool.whole:
-            path = self._spool.path if self._sealed() else self._spool.seal()
-            text = f"{path} (restore it with: xm restore {path})"
-        else:
-            path = self._spool.keep_partial()
-            text = f"{path}, in part (look at it with: xm inspect {path})"
-        if self._rest is not None:
-            if self._rest.stat().st_size:
-                os.rename(self._rest, f"{path}{REST}")
-            else:
-                self._rest.unlink()
-        self._spool.close()
-        self._spool = None
-        return text
+        doubt = ""
+        try:
+            if not _sealed(spool):
+                _ = spool.seal() if spool.whole else spool.keep_partial()
+            self._keep_rest(spool.path)
+        except OSError as error:
+            doubt = f", not safe on disk: {error}"
+        finally:
+            spool.close()
+        if spool.whole:
+            return f"{spool.path} (restore it with: xm restore {spool.path}){doubt}"
+        return f"{spool.path}, in part (look at it with: xm inspect {spool.path}){doubt}"
 
-    def _sealed(self) -> bool:
-        return self._spool is not None and self._spool.path.suffix != ".arriving"
+    def _keep_rest(self, path: Path) -> None:
+        if self._rest is None:
+            return
+        if self._rest.stat().st_size:
+            os.rename(self._rest, f"{path}{REST}")
+        else:
+            self._rest.unlink()
 
     def rest(self) -> BinaryIO:
         """Return a file for what follows a stream that could not be decoded to its end."""
@@ -196,9 +221,7 @@ class XlRestore:
                 self._clean()
         finally:
             if spool is not None:
-                if not self._completed:
-                    spool.discard()
-                spool.close()
+                _leave(spool, needed=self._completed and _sealed(spool))
 
     def _clean(self) -> None:
         try:
@@ -216,3 +239,17 @@ class XlRestore:
     def _check(self) -> None:
         if self._cancelled:
             raise HypervisorError(CANCELLED, operation="restore")
+
+
+def _sealed(spool: Spool) -> bool:
+    return spool.path.suffix != ARRIVING
+
+
+def _leave(spool: Spool, *, needed: bool) -> None:
+    try:
+        if not needed:
+            spool.discard()
+    except OSError as error:
+        log.error("%s is not removed: %s", spool.path, error)
+    finally:
+        spool.close()

@@ -1,0 +1,211 @@
+"""What an old xend sends is kept on disk while xl builds it: where xl fails, or the disk."""
+
+import errno
+import os
+from contextlib import contextmanager
+
+import pytest
+
+from tests.guests import batch, closing, guest, opening, send_all, span, u64
+from tests.hypervisor.test_xl import restored
+from tests.peers.fake_xl import FakeXl
+from tests.peers.xl_driver import driver, incoming
+from xendpy.errors import OutOfMemory
+from xendpy.guest.domain import DomainState
+from xendpy.hypervisor.durable import Durable
+from xendpy.hypervisor.xlspool import Spool
+from xendpy.migration.receive import BytesSource
+from xendpy.migration.reception import Kept, Received, ReceiveLimits, Reception, Rejected, start
+from xendpy.migration.saved_file import Cancel, restore_file
+from xendpy.stream.records import End, Ending, Pages
+
+
+@pytest.fixture
+def xl():
+    return FakeXl()
+
+
+@pytest.fixture
+def hypervisor(tmp_path, xl):
+    opened = driver(tmp_path, xl)
+    yield opened
+    opened.close()
+
+
+def received(hypervisor, data):
+    progress = start("x", "10.0.0.1")
+    return Reception(
+        BytesSource(data), hypervisor, limits=ReceiveLimits(), progress=progress,
+        publish=lambda shown: None,
+    ).run()  # fmt: skip
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A save file of xend's."""
+    from tests.streams import config, envelope
+    from xendpy.stream.legacy_dialect import LATEST_XEND
+    from xendpy.stream.legacy_encode import LegacyEncoder
+
+    encoder = LegacyEncoder(LATEST_XEND, guest().guest_type)
+    data = envelope(config(name="web01", memory=16))
+    for record in opening():
+        data += b"".join(encoder.encode(record))
+    for first, value in ((0, 1), (1024, 2), (0, 3)):
+        page = memoryview(bytes([value]) * (1024 * 4096))
+        data += b"".join(encoder.encode(Pages(batch(span(first, 1024)), [page])))
+    zeros = memoryview(bytes(1024 * 4096))
+    data += b"".join(encoder.encode(Pages(batch(span(2048, 1024)), [zeros])))
+    for record in [*closing(u64(4000)), End()]:
+        data += b"".join(encoder.encode(record))
+    return data
+
+
+def test_what_an_old_xend_sends_is_kept_until_the_guest_runs(hypervisor, tmp_path, saved):
+    outcome = received(hypervisor, saved)
+    assert isinstance(outcome, Received), outcome
+    assert incoming(tmp_path) == ["web01.save"]
+    hypervisor.unpause(outcome.domain)
+    assert incoming(tmp_path) == []
+
+
+def test_a_failed_build_leaves_a_file_that_restores(hypervisor, tmp_path, xl, saved):
+    xl.refuse["restore"] = "libxl: error: bridge is gone\n"
+    outcome = received(hypervisor, saved)
+    file = tmp_path / "var/lib/xend/incoming/web01.save"
+    assert isinstance(outcome, Kept)
+    assert "bridge is gone" in str(outcome.error)
+    assert str(outcome.error).endswith(f"xm restore {file}")
+    assert str(file) in outcome.where
+    assert hypervisor.domains() == []
+    # Every frame once, in its last state; zero pages are holes.
+    assert file.stat().st_size < len(saved) - 4_000_000
+    assert file.stat().st_blocks * 512 < 9 << 20
+    del xl.refuse["restore"]
+    domain = restore_file(hypervisor, file, cancel=Cancel())
+    pages = {}
+    with hypervisor.save(domain) as source:
+        for record in source.records():
+            if isinstance(record, Pages):
+                data = b"".join(bytes(view) for view in record.views)
+                for index, pfn in enumerate(record.batch.with_data().tolist()):
+                    pages[pfn] = data[index * 4096]
+    assert {pages[pfn] for pfn in range(1024)} == {3}
+    assert {pages[pfn] for pfn in range(1024, 2048)} == {2}
+    assert {pages[pfn] for pfn in range(2048, 3072)} == {0}
+
+
+def test_a_stream_that_breaks_after_its_first_round_is_kept_in_part(hypervisor, tmp_path, saved):
+    outcome = received(hypervisor, saved[: 13 << 20])
+    assert isinstance(outcome, Kept)
+    assert incoming(tmp_path) == ["web01.partial"]
+    assert hypervisor.domains() == []
+
+
+def test_what_a_daemon_was_receiving_when_it_ended_is_kept(hypervisor, tmp_path, xl):
+    restore = hypervisor.restore(guest())
+    session = restore.__enter__()
+    send_all(session, opening())
+    hypervisor.close()
+    again = driver(tmp_path, xl)
+    assert incoming(tmp_path) == ["web01.partial"]
+    again.close()
+    session.close()
+
+
+def test_no_room_for_the_copy_is_refused_first(hypervisor, monkeypatch):
+    real = os.statvfs
+
+    def full(path):
+        room = real(path)
+        return os.statvfs_result((*room[:3], 10, 10, *room[5:]))
+
+    monkeypatch.setattr(os, "statvfs", full)
+    with pytest.raises(OutOfMemory, match="to be kept safe while it is built"):
+        restored(hypervisor)
+    assert hypervisor.domains() == []
+
+
+class Disk:
+    """Becomes read-only when the record of a guest comes that `goes_at` names."""
+
+    CALLS = ("ftruncate", "pwrite", "fsync", "fdatasync", "rename", "unlink")
+
+    def __init__(self, monkeypatch):
+        self._monkeypatch = monkeypatch
+
+    @contextmanager
+    def goes_at(self, kind):
+        apply = Spool.apply
+
+        def watched(spool, record):
+            if isinstance(record, kind):
+                self._go(undone)
+            apply(spool, record)
+
+        with self._monkeypatch.context() as undone:
+            undone.setattr(Spool, "apply", watched)
+            yield
+
+    def _go(self, monkeypatch):
+        def failing(*_, **__):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        for name in self.CALLS:
+            monkeypatch.setattr(os, name, failing)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    return Disk(monkeypatch)
+
+
+@pytest.mark.parametrize("kind", [Ending, End])
+def test_a_disk_that_fails_at_the_end_takes_no_guest_with_it(
+    hypervisor, saved, disk, kind, caplog
+):
+    with disk.goes_at(kind):
+        outcome = received(hypervisor, saved)
+        assert isinstance(outcome, Received), outcome
+        hypervisor.unpause(outcome.domain)
+    (summary,) = hypervisor.domains()
+    assert summary.state is DomainState.BLOCKED
+    assert "Read-only file system" in caplog.text
+    assert "web01" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "verb"), [(Ending, "inspect"), (End, "restore")])
+def test_where_xl_and_the_disk_fail_the_file_stays(
+    hypervisor, tmp_path, xl, saved, disk, kind, verb
+):
+    xl.refuse["restore"] = "libxl: error: bridge is gone\n"
+    with disk.goes_at(kind):
+        outcome = received(hypervisor, saved)
+    file = tmp_path / "var/lib/xend/incoming/web01.arriving"
+    assert isinstance(outcome, Kept), outcome
+    assert f"xm {verb} {file}" in outcome.where
+    assert outcome.where.endswith("not safe on disk: [Errno 30] Read-only file system")
+    assert file.name in incoming(tmp_path)
+    del xl.refuse["restore"]
+    if kind is End:
+        restore_file(hypervisor, file, cancel=Cancel())
+
+
+def test_a_disk_that_fails_in_the_pages_ends_the_reception(hypervisor, saved, disk):
+    with disk.goes_at(Pages):
+        outcome = received(hypervisor, saved)
+    assert isinstance(outcome, Rejected), outcome
+    assert "read-only file system" in str(outcome.error)
+    assert hypervisor.domains() == []
+
+
+def test_a_disk_that_fails_under_a_guest_that_its_sender_still_has_refuses_it(
+    hypervisor, monkeypatch
+):
+    def failing(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Durable, "write_file", failing)
+    with pytest.raises(OSError, match="Read-only"):
+        restored(hypervisor, migration_id="m1")
+    assert hypervisor.domains() == []
