@@ -4,20 +4,24 @@ import errno
 import os
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
+from tests.drive import Recorder, drive_bytes
 from tests.guests import batch, closing, guest, opening, send_all, span, u64
 from tests.hypervisor.test_xl import restored
 from tests.peers.fake_xl import FakeXl
 from tests.peers.xl_driver import driver, incoming
 from xendpy.errors import OutOfMemory
 from xendpy.guest.domain import DomainState
+from xendpy.guest.pages import PAGE_SIZE, PageBatch, PageType
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.xlspool import Spool
 from xendpy.migration.receive import BytesSource
 from xendpy.migration.reception import Kept, Received, ReceiveLimits, Reception, Rejected, start
 from xendpy.migration.saved_file import Cancel, restore_file
 from xendpy.stream.records import End, Ending, Pages
+from xendpy.stream.xend import decode_body, read_envelope
 
 
 @pytest.fixture
@@ -209,3 +213,30 @@ def test_a_disk_that_fails_under_a_guest_that_its_sender_still_has_refuses_it(
     with pytest.raises(OSError, match="Read-only"):
         restored(hypervisor, migration_id="m1")
     assert hypervisor.domains() == []
+
+
+def rounds(seed):
+    """Batches of a live guest: frames in any order, some as another type than before."""
+    dice = np.random.default_rng(seed)
+    for size in (64, 40, 17, 1):
+        pfns = dice.choice(64, size, replace=False).astype(np.uint64)
+        pfns = np.sort(pfns) if dice.random() < 0.5 else pfns
+        types = dice.choice([PageType.NOTAB, PageType.L1TAB, PageType.L2TAB_PIN], size)
+        pages = dice.integers(0, 256, (size, PAGE_SIZE), np.uint8)
+        yield Pages(PageBatch(pfns, types.astype(np.uint8)), [pages.reshape(-1).data])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_file_has_every_frame_as_it_came_last(tmp_path, seed):
+    spool = Spool(tmp_path, guest())
+    sent = Recorder()
+    for record in [*opening(), *rounds(seed), *closing(), End()]:
+        spool.apply(record)
+        sent.apply(record)
+    path = spool.seal()
+    spool.close()
+    read = Recorder()
+    _, used = drive_bytes(read_envelope(), path.read_bytes(), read)
+    drive_bytes(decode_body(guest().guest_type), path.read_bytes()[used:], read)
+    assert read.memory == sent.memory
+    assert read.types == sent.types

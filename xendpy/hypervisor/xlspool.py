@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +72,7 @@ class Spool:
         self._unsynced = 0
         self._verifying = False
         self.whole = False
-        # By pfn: where its entry and its page stand in the file, and the entry; 0 = nowhere.
-        self._entry_at: NDArray[np.uint64] = np.zeros(0, np.uint64)
-        self._page_at: NDArray[np.uint64] = np.zeros(0, np.uint64)
+        self._forget(0)
         self._append([encode_envelope(config)])
 
     def apply(self, record: Record) -> None:
@@ -86,12 +85,17 @@ class Spool:
                     self._pages(record)
             case _:
                 if isinstance(record, StreamStart):
-                    self._entry_at = np.zeros(record.p2m_size, np.uint64)
-                    self._page_at = np.zeros(record.p2m_size, np.uint64)
+                    self._forget(record.p2m_size)
                 if isinstance(record, EmulatorContext):
                     record = replace(record, signature=EmulatorSignature.XEND)
                 self._append(list(self._encoder.encode(record)))
                 self.whole = self.whole or isinstance(record, End)
+
+    def _forget(self, p2m_size: int) -> None:
+        # By pfn: where its entry and its page stand in the file, 0 = nowhere; and its type there.
+        self._entry_at: NDArray[np.uint64] = np.zeros(p2m_size, np.uint64)
+        self._page_at: NDArray[np.uint64] = np.zeros(p2m_size, np.uint64)
+        self._types: NDArray[np.uint8] = np.zeros(p2m_size, np.uint8)
 
     def _pages(self, record: Pages) -> None:
         pfns, types = record.batch.pfns, record.batch.types
@@ -128,12 +132,19 @@ class Spool:
         self._entry_at[pfns] = np.uint64(entries) + indices * np.uint64(ENTRY.itemsize)
         places = np.arange(int(with_data.sum()), dtype=np.uint64) * np.uint64(PAGE_SIZE)
         self._page_at[pfns[with_data]] = np.uint64(start + head) + places
+        self._types[pfns] = types
 
     def _replace(self, pfns: Pfns, types: NDArray[np.uint8], pages: NDArray[np.uint8]) -> None:
-        entries = (pfns | (types.astype(np.uint64) << TYPE_SHIFT)).astype(ENTRY)
-        for index, pfn in enumerate(pfns.tolist()):
-            os.pwrite(self._fd, entries[index].tobytes(), int(self._entry_at[pfn]))
-            _pwrite(self._fd, pages[index].data, int(self._page_at[pfn]))
+        """Overwrite frames: each run that lies together in the file at once."""
+        others = self._types[pfns] != types  # a frame seldom becomes a page table, or ceases to be
+        entries = (pfns | (types.astype(np.uint64) << TYPE_SHIFT)).astype(ENTRY)[others]
+        self._types[pfns] = types
+        for entry, place in zip(entries, self._entry_at[pfns[others]].tolist(), strict=True):
+            _pwrite(self._fd, memoryview(entry.tobytes()), place)
+        places = self._page_at[pfns].astype(np.int64)
+        edges = np.flatnonzero(np.diff(places) != PAGE_SIZE) + 1
+        for first, last in pairwise([0, *edges.tolist(), len(places)]):
+            _pwrite(self._fd, pages[first:last].reshape(-1).data, int(places[first]))
         self._written(pages.nbytes)
 
     def _append(self, pieces: Sequence[bytes | memoryview]) -> None:
