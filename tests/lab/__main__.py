@@ -87,7 +87,7 @@ def _anew(place: Path, args: argparse.Namespace) -> int:
 def _again(place: Path, args: argparse.Namespace) -> int:
     session = Session(*(Host(attach(place, number)) for number in HOSTS), fault=args.fault)
     for host in session.hosts:  # a guest of an earlier run may have counted further
-        host.ask("rm -f /var/log/xen/console/guest-*.log; xl dmesg -c >/dev/null")
+        host.ask("truncate -s 0 /var/log/xen/console/guest-*.log; xl dmesg -c >/dev/null")
     _parts(session, args.only)
     return 0 if session.table() else 1
 
