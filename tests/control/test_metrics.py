@@ -21,7 +21,7 @@ DONE = MigrationProgress(
     state=MigrationState.DONE,
     bytes_done=1 << 30,
     elapsed_s=4.0,
-    downtime=DowntimeReport(suspend_s=0.02, resume_s=0.01),
+    downtime=DowntimeReport(last_iteration_s=0.02, resume_s=0.01),
 )
 
 

@@ -20,9 +20,6 @@ extra = "console=hvc0 {QUICK}"
 tsc_mode = "native"
 on_crash = "preserve"
 """
-# With shadow paging. In the emulator a live HVM guest comes to stand at times while its dirty
-# pages are tracked, on the source already: pages of its BIOS's stack then read as zeros. With
-# nested paging that was seen more often.
 HVM = f"""\
 name = "hvmguest"
 builder = "hvm"
@@ -30,7 +27,6 @@ memory = 64
 disk = ["file:{KERNEL}/counter.dsk,hda,w"]
 boot = "c"
 vnc = 1
-hap = 0
 on_crash = "preserve"
 """
 

@@ -16,14 +16,23 @@ from xendpy.stream.records import Pages
 from xendpy.stream.xend import decode_body
 
 
-class Nobody:
+class Notes:
+    def __init__(self):
+        self.still = []
+        self.rounds = []
+
     def sent(self, nr_bytes, nr_pages):
         pass
 
     def round_done(self, done):
-        raise AssertionError("a toolstack tells of no rounds")
+        self.rounds.append((done.index, done.sent_pages, done.last))
 
-    suspended = round_done
+    def stands_still(self, since_s):
+        assert since_s >= 0
+        self.still.append(len(self.rounds))
+
+    def suspended(self, news):
+        raise AssertionError("a toolstack suspends by itself")
 
 
 @pytest.fixture
@@ -38,7 +47,7 @@ def hosts(tmp_path):
         host.close()
 
 
-def send(source, encoder):
+def send(source, encoder, notes=None):
     """Return the bytes of memory, and those of the tail."""
     parts = [[], []]
     sender = Sender(
@@ -46,7 +55,7 @@ def send(source, encoder):
         encoder=encoder,
         write=lambda pieces: parts[-1].extend(map(bytes, pieces)),
         plan=MigrationPlan(live=False),
-        observer=Nobody(),
+        observer=notes or Notes(),
         cancel=CancelToken(),
     )
     tail = parts.pop()
@@ -84,14 +93,20 @@ def receive(host, data):
 def test_a_guest_goes_from_xl_to_xl(hosts, how):
     here, there = hosts
     domain = restored(here)
+    notes = Notes()
     with here.save(domain) as source:
         if how == "native":
-            memory, tail = send(source, NativeEncoder(source))
+            memory, tail = send(source, NativeEncoder(source), notes)
             assert memory.startswith(b"Xen saved domain, xl format")
         else:
             wrapped = LegacySource(source, LATEST_XEND)
-            memory, tail = send(wrapped, LegacyEncoder(LATEST_XEND, guest().guest_type))
+            encoder = LegacyEncoder(LATEST_XEND, guest().guest_type)
+            memory, tail = send(wrapped, encoder, notes)
         source.relinquish()
+    assert notes.still == [0]
+    ((index, sent_pages, last),) = notes.rounds
+    assert (index, last) == (0, True)
+    assert sent_pages >= 40
     assert here.domains() == []
     # Without its tail no receiver can build the guest.
     assert len(tail) > 4096

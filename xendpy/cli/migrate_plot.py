@@ -38,7 +38,7 @@ def _titles(view: View) -> Iterator[str]:
     yield _text(LEFT, 24, f"Migration of {view.name}, peer {view.peer}", size=16)
     told = [f"{view.state}, {progress.span(view.elapsed_s)}", progress.size(view.sent_bytes)]
     if view.downtime is not None:
-        told.append(f"downtime {progress.span(view.downtime['total_s'])}")
+        told.append(f"downtime {progress.total_downtime(view.downtime)}")
     yield _text(LEFT, 42, ", ".join(told), colour="#444444")
     x = LEFT
     for colour, label in (

@@ -221,7 +221,14 @@ def downtime(view: View) -> str:
         return ""
     known = [(name, view.downtime[key]) for name, key in _PARTS if view.downtime[key] is not None]
     parts = " + ".join(f"{name} {span(seconds)}" for name, seconds in known)
-    return f"{span(view.downtime['total_s'])} ({parts})"
+    return f"{total_downtime(view.downtime)} ({parts})"
+
+
+def total_downtime(told: Mapping[str, Any]) -> str:
+    """Return the downtime of a migration, and whether there was more of it."""
+    # Of a last iteration that a toolstack has sent nobody says when it began.
+    least = "at least " if told["last_iteration_s"] is None else ""
+    return f"{least}{span(told['total_s'])}"
 
 
 def summary(view: View) -> list[tuple[str, str]]:
@@ -231,7 +238,7 @@ def summary(view: View) -> list[tuple[str, str]]:
         ("total", f"{span(view.elapsed_s)}, {speed(view.average_rate)}"),
         ("downtime", downtime(view)),
         ("sent", f"{size(view.sent_bytes)}, {ratio:.2f} times the guest's memory"),
-        ("iterations", f"{len(view.rounds)}{_convergence(view)}"),
+        ("iterations", f"{len(view.rounds)}{_convergence(view)}" if view.rounds else ""),
     ]
     return [(label, text) for label, text in rows if text]
 

@@ -98,7 +98,9 @@ class Metrics:
         self._bytes.labels(way).inc(progress.bytes_done)
         elapsed_s = progress.elapsed_s or max(time.time() - migration.started_s, 0.0)
         self._durations.labels(way, progress.state).observe(elapsed_s)
-        if progress.state is MigrationState.DONE and progress.downtime is not None:
+        if progress.state is not MigrationState.DONE or progress.downtime is None:
+            return
+        if not progress.downtime.at_least:
             self._downtimes.labels(way).observe(progress.downtime.total_s)
 
     def refused(self, reason: Refusal) -> None:

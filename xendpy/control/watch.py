@@ -32,7 +32,7 @@ class OutgoingWatch:
         self._in_round = 0
         self._to_send = progress.total_pages
         self._suspended_s: float | None = None
-        self._suspend_took_s = 0.0
+        self._suspend_took_s: float | None = None
         self._last_round_s: float | None = None
         self._sent_all_s: float | None = None
 
@@ -91,6 +91,11 @@ class OutgoingWatch:
         self._suspend_took_s = news.took_s
         self._show(state=MigrationState.STOP_AND_COPY, converged=news.verdict.converged)
 
+    def stands_still(self, since_s: float) -> None:
+        """A toolstack's guest stands still, for so long at least."""
+        self._suspended_s = time.monotonic() - since_s
+        self._show(state=MigrationState.STOP_AND_COPY)
+
     def handing_over(self) -> None:
         """The last byte is about to go: nothing can be cancelled any more."""
         self._sent_all_s = time.monotonic()
@@ -105,17 +110,17 @@ class OutgoingWatch:
         self._show(state=state, reason=reason, remaining_pages=0)
         log_end(self.progress, self.progress.downtime, "to")
 
-    def _downtime(self, resume_s: float) -> DowntimeReport:
-        now_s = time.monotonic()
-        suspended_s = self._suspended_s if self._suspended_s is not None else now_s
-        memory_s = self._last_round_s or 0.0
-        after_s = max(0.0, now_s - suspended_s - memory_s)
+    def _downtime(self, resume_s: float) -> DowntimeReport | None:
+        if self._suspended_s is None:
+            return None
+        still_s = time.monotonic() - self._suspended_s
+        after_s = max(0.0, still_s - (self._last_round_s or 0.0))
         resume_s = min(resume_s, after_s)  # a peer's word, and no more than there was
         # What is neither the last iteration nor the unpausing over there: vcpus, device model,
         # hand-over.
         return DowntimeReport(
             suspend_s=self._suspend_took_s,
-            last_iteration_s=memory_s,
+            last_iteration_s=self._last_round_s,
             vcpu_state_s=after_s - resume_s,
             resume_s=resume_s,
         )

@@ -160,10 +160,10 @@ class Arrival:
         if self._emulator.signature is EmulatorSignature.XEND and blob[:4] != QEMU_MAGIC:
             raise RecordError("device model", f"begins with {blob[:4].hex()}, not with QEVM")
 
-    def downtime(self) -> DowntimeReport:
-        """Return what this side knows of the downtime, up to this moment."""
+    def downtime(self) -> DowntimeReport | None:
+        """Return what this side knows of the downtime, up to this moment: None is nothing."""
         if self._ending_s is None or self._end_s is None:
-            return DowntimeReport()
+            return None
         return DowntimeReport(
             last_iteration_s=self._end_s - self._ending_s,
             vcpu_state_s=time.monotonic() - self._end_s,

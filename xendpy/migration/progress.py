@@ -31,7 +31,8 @@ class DowntimeReport:
     """For how long no vcpu ran, suspend at the source to unpause at the target, in seconds.
 
     A part that this side cannot know is None: an old sender does not say when it suspended, so
-    that its last iteration is measured from the mark of the end on.
+    that its last iteration is measured from the mark of the end on, and of a toolstack's last
+    iteration nothing is known but that it was.
     """
 
     suspend_s: float | None = None
@@ -44,6 +45,14 @@ class DowntimeReport:
         """The sum of the known parts."""
         parts = (self.suspend_s, self.last_iteration_s, self.vcpu_state_s, self.resume_s)
         return sum(part for part in parts if part is not None)
+
+    @property
+    def at_least(self) -> bool:
+        """Whether it was longer than `total_s`: the last iteration is not in it."""
+        return self.last_iteration_s is None
+
+    def __str__(self) -> str:
+        return f"{'at least ' if self.at_least else ''}{self.total_s * 1000:.0f} ms"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,5 +136,5 @@ def log_end(
         ended,
         progress.reason,
         progress.summary(),
-        f", downtime {downtime.total_s * 1000:.0f} ms" if downtime is not None else "",
+        f", downtime {downtime}" if downtime is not None else "",
     )

@@ -92,7 +92,7 @@ class Received:
     domain: Domain
     config: DomainConfig
     progress: MigrationProgress
-    downtime: DowntimeReport
+    downtime: DowntimeReport | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,10 @@ class Observer(Protocol):
 
     def suspended(self, news: Suspended) -> None: ...
 
+    def stands_still(self, since_s: float) -> None:
+        """A toolstack has suspended its guest, so many seconds ago or longer."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationPlan:
@@ -189,12 +193,24 @@ class Sender:
 
     def _send_records(self, source: RecordSource, pacer: Pacer) -> None:
         """Send a toolstack's records up to the first that follows memory, which is kept."""
+        began_s, nr_pages = self.clock(), 0
         records = source.records()
         for record in records:
             if isinstance(record, TAIL):
                 self._tail = chain([record], records)
-                return
+                break
+            if isinstance(record, Pages):
+                if not nr_pages and not source.live:  # it was suspended before anything was read
+                    self.observer.stands_still(self.clock() - began_s)
+                nr_pages += len(record.batch)
             self._send(record, pacer)
+        if source.live:  # since its last round, which looks like the others
+            self.observer.stands_still(0.0)
+            return
+        took_s = max(self.clock() - began_s, 1e-6)
+        self.observer.round_done(
+            Round(index=0, sent_pages=nr_pages, dirtied_pages=0, seconds=took_s, last=True)
+        )
 
     def _send_pages(self, source: PageSource, pacer: Pacer) -> None:
         for record in source.opening():

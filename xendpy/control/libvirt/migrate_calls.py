@@ -213,7 +213,9 @@ async def _job_stats(session: Session, args: Reader) -> Writer:
         "memory_iteration": progress.iteration,
         "setup_time": int(progress.setup_s * 1000),
     }
-    downtime_s = progress.downtime.total_s if progress.downtime else progress.expected_downtime_s
+    downtime_s = progress.expected_downtime_s
+    if progress.downtime is not None and not progress.downtime.at_least:
+        downtime_s = progress.downtime.total_s
     if downtime_s is not None:
         figures["downtime"] = int(downtime_s * 1000)
     params: list[Param] = [("operation", Kind.INT, OPERATION_MIGRATION_OUT)]
