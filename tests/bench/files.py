@@ -26,12 +26,14 @@ from xendpy.stream.libxl import LibxlEncoder
 from xendpy.stream.records import Record
 from xendpy.stream.xend import decode_body, read_envelope
 
+TIME_S = 300.0  # for the rows about files
+TRIAL_MIB = 256
 COPIES = 3  # of a guest that exist at once, at most: the file, the store's, what is made
 
 
 def run(bench: Bench) -> None:
     """Measure all rows."""
-    mib = min(bench.mib(4096), available_mib() // (COPIES + 1) // 4 * 4)
+    mib = min(bench.mib(4096), available_mib() // (COPIES + 1) // 4 * 4, _affordable_mib(bench))
     names = [f"restore {mib} MiB", f"save {mib} MiB", f"convert {mib} MiB, v1 to libxl v2"]
     if any(map(bench.wants, names)):
         with guest_file(bench.memory_directory, mib) as guest:
@@ -43,6 +45,21 @@ def run(bench: Bench) -> None:
             ]
             bench.compare_all(list(zip(rows, works, strict=True)), guest.cp)
     _decode_row(bench)
+
+
+def _affordable_mib(bench: Bench) -> int:
+    """Return how large a guest this machine copies often enough in TIME_S.
+
+    A virtual machine may have to ask its host for every page that it touches anew: then a copy of
+    4 GiB takes a minute and more, which says nothing about what is measured here.
+    """
+    trial = bench.memory_directory / "trial"
+    try:
+        trial_s = timed(lambda: write_image(trial, TRIAL_MIB))
+    finally:
+        trial.unlink()
+    copies = 4 * (bench.pairs + 1)  # a round is three rows and their peer
+    return max(TRIAL_MIB, int(TIME_S / copies / trial_s * TRIAL_MIB) // 4 * 4)
 
 
 def write_image(path: Path, mib: int) -> None:
