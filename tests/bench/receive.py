@@ -274,17 +274,10 @@ def into_store(mib: int, kind: str, root: Path) -> float:
 
 
 def _durable_row(bench: Bench) -> None:
-    mib = bench.mib(1024)
     root, copy = bench.directory / "store", bench.directory / "copy"
     source = bench.memory_directory / "random"
-    names = {kind: f"receive {mib} MiB, {kind}, onto disk" for kind in ("contiguous", "scattered")}
-    if not any(map(bench.wants, names.values())):
-        return
-    with source.open("wb") as file:
-        for _ in range(mib // 4):
-            file.write(os.urandom(PIECE))
 
-    def ours(kind: str) -> float:
+    def ours(kind: str, mib: int) -> float:
         try:
             return into_store(mib, kind, root)
         finally:
@@ -297,10 +290,17 @@ def _durable_row(bench: Bench) -> None:
         finally:
             copy.unlink()
 
-    for kind, bar in (("contiguous", at_least(0.85)), ("scattered", NO_BAR)):
-        pairs = None if bar is not NO_BAR else 3
-        bench.compare(names[kind], "dd conv=fsync", bar, partial(ours, kind), theirs, pairs=pairs)
-    source.unlink()
+    # A guest in pieces may keep a disk busy for a minute, and no bar hangs on it: a small one.
+    for kind, wanted, bar in (("contiguous", 1024, at_least(0.85)), ("scattered", 256, NO_BAR)):
+        mib, pairs = bench.mib(wanted), None if bar is not NO_BAR else 3
+        work = f"receive {mib} MiB, {kind}, onto disk"
+        if bench.wants(work):
+            with source.open("wb") as file:
+                for _ in range(mib // 4):
+                    file.write(os.urandom(PIECE))
+            against = "dd conv=fsync"
+            bench.compare(work, against, bar, partial(ours, kind, mib), theirs, pairs=pairs)
+            source.unlink()
 
 
 def _sparse_rows(bench: Bench) -> None:
