@@ -155,7 +155,8 @@ class Bench:
     ) -> None:
         """Measure rows that have one peer, which then runs once a round for all of them.
 
-        The first round does not count; in each, another one begins.
+        The first round does not count; in each, another one begins, and every second one goes
+        the other way round.
         """
         wanted = [(row, ours) for row, ours in rows if self.wants(row.work)]
         if not wanted:
@@ -165,8 +166,9 @@ class Bench:
             measure()
         for number in range(pairs or self.pairs):
             seconds = [0.0] * len(measures)
-            for step in range(len(measures)):
-                which = (number + step) % len(measures)
+            order = [(number + step) % len(measures) for step in range(len(measures))]
+            # Who follows whom matters as well: one leaves the memory that the next one takes.
+            for which in reversed(order) if number % 2 and len(order) > 2 else order:
                 seconds[which] = measures[which]()
             for (row, _), mine in zip(wanted, seconds[:-1], strict=True):
                 row.ours.append(mine)
