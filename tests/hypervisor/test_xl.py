@@ -16,7 +16,6 @@ from tests.guests import (
     u64,
 )
 from tests.hypervisor.contract import CLASHES, GuestContract, say_all
-from tests.peers.fake_xl import FakeXl
 from tests.peers.xl_driver import driver, incoming
 from xendpy.errors import (
     DomainError,
@@ -43,18 +42,6 @@ from xendpy.stream.convert import to_modern
 from xendpy.stream.libxl import LibxlEncoder
 from xendpy.stream.records import End, Ending, Pages, PvInfo, StreamStart
 from xendpy.stream.xend import decode_body, read_envelope
-
-
-@pytest.fixture
-def xl():
-    return FakeXl()
-
-
-@pytest.fixture
-def hypervisor(tmp_path, xl):
-    opened = driver(tmp_path, xl)
-    yield opened
-    opened.close()
 
 
 class TestContract(GuestContract):

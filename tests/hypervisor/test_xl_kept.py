@@ -10,7 +10,6 @@ import pytest
 from tests.drive import Recorder, drive_bytes
 from tests.guests import batch, closing, guest, opening, send_all, span, u64
 from tests.hypervisor.test_xl import restored
-from tests.peers.fake_xl import FakeXl
 from tests.peers.xl_driver import driver, incoming
 from xendpy.errors import OutOfMemory
 from xendpy.guest.domain import DomainState
@@ -22,18 +21,6 @@ from xendpy.migration.reception import Kept, Received, ReceiveLimits, Reception,
 from xendpy.migration.saved_file import Cancel, restore_file
 from xendpy.stream.records import End, Ending, Pages
 from xendpy.stream.xend import decode_body, read_envelope
-
-
-@pytest.fixture
-def xl():
-    return FakeXl()
-
-
-@pytest.fixture
-def hypervisor(tmp_path, xl):
-    opened = driver(tmp_path, xl)
-    yield opened
-    opened.close()
 
 
 def received(hypervisor, data):

@@ -2,14 +2,12 @@ import pytest
 
 from tests.guests import guest, send_guest, span
 from tests.peers.fake_xl import FakeXl
+from tests.peers.xl_driver import driver
 from xendpy.errors import OutOfMemory
-from xendpy.hypervisor.xl import XlHypervisor
-from xendpy.hypervisor.xlrules import GuestRules
 from xendpy.migration import native
 from xendpy.migration.native import LegacySource, NativeEncoder
 from xendpy.migration.receive import BytesSource, drive
 from xendpy.migration.send import CancelToken, MigrationPlan, Sender
-from xendpy.paths import Paths
 from xendpy.stream.legacy_dialect import LATEST_XEND
 from xendpy.stream.legacy_encode import LegacyEncoder
 from xendpy.stream.records import Pages
@@ -38,10 +36,7 @@ class Notes:
 @pytest.fixture
 def hosts(tmp_path):
     """Two drivers, the second with nothing on it."""
-    rules = GuestRules(guest_paths=("/boot",), exists=lambda path: True)
-    made = [
-        XlHypervisor(Paths(tmp_path / name), tool=FakeXl(), rules=rules) for name in ("a", "b")
-    ]
+    made = [driver(tmp_path / name, FakeXl()) for name in ("a", "b")]
     yield made
     for host in made:
         host.close()
