@@ -1,16 +1,20 @@
+import numpy as np
 import pytest
 
 from tests.guests import guest, send_guest, span
 from tests.peers.fake_xl import FakeXl
 from tests.peers.xl_driver import driver
 from xendpy.errors import OutOfMemory
+from xendpy.guest.domain import GuestType
+from xendpy.guest.pages import PAGE_SIZE, PageBatch, PageType
 from xendpy.migration import native
 from xendpy.migration.native import LegacySource, NativeEncoder
 from xendpy.migration.receive import BytesSource, drive
 from xendpy.migration.send import CancelToken, MigrationPlan, Sender
 from xendpy.stream.legacy_dialect import LATEST_XEND
 from xendpy.stream.legacy_encode import LegacyEncoder
-from xendpy.stream.records import Pages
+from xendpy.stream.libxl import LibxlEncoder
+from xendpy.stream.records import Pages, StreamStart
 from xendpy.stream.xend import decode_body
 
 
@@ -18,9 +22,10 @@ class Notes:
     def __init__(self):
         self.still = []
         self.rounds = []
+        self.sent_pages = 0
 
     def sent(self, nr_bytes, nr_pages):
-        pass
+        self.sent_pages += nr_pages
 
     def round_done(self, done):
         self.rounds.append((done.index, done.sent_pages, done.last))
@@ -109,6 +114,28 @@ def test_a_guest_goes_from_xl_to_xl(hosts, how):
     came = receive(there, memory + tail)
     assert contents(there, came) == dict.fromkeys(range(40), 9)
     assert there.arrival("c" * 32) == came
+
+
+def test_pfns_that_are_listed_without_a_page_were_not_sent():
+    # What libxc does with the holes of an HVM guest, up to 4 GiB.
+    types = np.array([PageType.XTAB, PageType.NOTAB, PageType.XALLOC, PageType.L1TAB], np.uint8)
+    none = np.full(4, PageType.XTAB, np.uint8)
+
+    class Listed:
+        live = False
+
+        def records(self):
+            yield StreamStart(
+                guest_type=GuestType.HVM, format="libxc-v3", tool_width=8, p2m_size=0
+            )
+            yield Pages(PageBatch(span(0, 4), none), ())
+            yield Pages(PageBatch(span(4, 4), types), (memoryview(bytes(2 * PAGE_SIZE)),))
+
+    notes = Notes()
+    send(Listed(), LibxlEncoder(GuestType.HVM, is_converted=False), notes)
+    assert notes.sent_pages == 2
+    assert notes.rounds == [(0, 2, True)]
+    assert notes.still == [0]
 
 
 def test_a_native_image_arrives_byte_by_byte(hosts):

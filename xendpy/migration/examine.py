@@ -158,7 +158,7 @@ class Examiner:
         self._rounds.add(batch.pfns)
         pages = self.findings.round_pages
         pages += [0] * (self._rounds.rounds - len(pages))
-        pages[-1] += len(batch)
+        pages[-1] += len(batch.with_data())
 
     def _memory(self) -> MemoryImage:
         if self.image is None:

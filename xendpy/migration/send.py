@@ -193,16 +193,17 @@ class Sender:
 
     def _send_records(self, source: RecordSource, pacer: Pacer) -> None:
         """Send a toolstack's records up to the first that follows memory, which is kept."""
-        began_s, nr_pages = self.clock(), 0
+        began_s, nr_pages, has_begun = self.clock(), 0, False
         records = source.records()
         for record in records:
             if isinstance(record, TAIL):
                 self._tail = chain([record], records)
                 break
             if isinstance(record, Pages):
-                if not nr_pages and not source.live:  # it was suspended before anything was read
+                if not has_begun and not source.live:  # suspended before anything was read
                     self.observer.stands_still(self.clock() - began_s)
-                nr_pages += len(record.batch)
+                has_begun = True
+                nr_pages += _sent_pages(record)
             self._send(record, pacer)
         if source.live:  # since its last round, which looks like the others
             self.observer.stands_still(0.0)
@@ -261,5 +262,10 @@ class Sender:
             return
         self.write(pieces)
         nr_bytes = sum(len(piece) for piece in pieces)
-        self.observer.sent(nr_bytes, len(record.batch) if isinstance(record, Pages) else 0)
+        self.observer.sent(nr_bytes, _sent_pages(record))
         pacer.spend(nr_bytes)
+
+
+def _sent_pages(record: Record) -> int:
+    """Return how many pages a record holds; libxc also lists pfns of an HVM guest with nothing."""
+    return len(record.batch.with_data()) if isinstance(record, Pages) else 0
