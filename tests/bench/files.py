@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +36,10 @@ def run(bench: Bench) -> None:
     """Measure all rows."""
     names = ("restore a guest", "save a guest", "convert v1 to libxl v2")
     if any(map(bench.wants, names)):
-        room = available_mib() // (COPIES + 1) // 4 * 4
-        mib = _affordable_mib(bench, min(bench.mib(4096), room))
-        with guest_file(bench.memory_directory, mib) as guest:
+        room = available_mib() // (COPIES + 1)
+        largest = min(bench.mib(4096), room // 4 * 4)
+        sizes = [largest // parts // 4 * 4 for parts in (8, 4, 2, 1)]
+        with _largest_affordable(bench, sizes) as (guest, mib):
             bars = (at_least(0.8), at_least(0.8), at_most(1.15))
             works = (guest.restore, guest.save, guest.convert)
             rows = [
@@ -47,23 +50,20 @@ def run(bench: Bench) -> None:
     _decode_row(bench)
 
 
-def _affordable_mib(bench: Bench, wanted: int) -> int:
-    """Return how large a guest, up to `wanted` MiB, this machine copies often enough in TIME_S.
+@contextmanager
+def _largest_affordable(bench: Bench, sizes_mib: Sequence[int]) -> Iterator[tuple[GuestFile, int]]:
+    """Give a guest of the largest size, of which TIME_S suffices for all rounds, and its MiB.
 
-    A virtual machine may have to ask its host for every page that it touches anew: then a copy of
-    4 GiB takes a minute and more, which says nothing about what is measured here. Some of its
-    pages are there already, so that a small copy tells nothing of a large one.
+    A virtual machine may have to ask its host for every page that it touches anew, and then a
+    copy of 4 GiB takes a minute and more, which says nothing about what is measured here. Pages
+    that were freed a moment ago are there already: only whole rounds tell, each size's in turn.
     """
-    trial, block = bench.memory_directory / "trial", os.urandom(MAX_BATCH * PAGE_SIZE)
-    copies = 4 * (bench.pairs + 1)  # a round is three rows and their peer
-    end_s, written = time.perf_counter() + TIME_S / copies, 0
-    try:
-        with trial.open("wb") as file:
-            while written < wanted and time.perf_counter() < end_s:
-                written += file.write(block) // MIB
-    finally:
-        trial.unlink()
-    return written
+    for mib, larger in pairwise([*sizes_mib, math.inf]):
+        with guest_file(bench.memory_directory, int(mib)) as guest:
+            round_s = guest.restore() + guest.save() + guest.convert() + guest.cp()
+            if larger / mib * round_s * (bench.pairs + 1) > TIME_S:
+                yield guest, int(mib)
+                return
 
 
 def write_image(path: Path, mib: int) -> None:
