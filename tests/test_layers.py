@@ -26,7 +26,7 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PURE = {"asyncio", "socket", "ssl", "subprocess", "threading", "logging", "time", "os"}
 MEMORY_MAY = {"os", "mmap", "ctypes"}  # these alone:
-MEMORY = {"guest.memory", "guest.writeback"}
+MEMORY = {"guest.memory", "guest.memoryfile", "guest.writeback"}
 DRIVERS = {"store", "xl"}
 # What a guest's configuration is to xl: formats, which work where no xl is.
 FORMATS = {f"hypervisor.{name}" for name in ("xlconfig", "xlcpuid", "xlguest", "xlrules", "xlsxp")}

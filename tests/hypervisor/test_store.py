@@ -2,7 +2,6 @@ import os
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.guests import (
@@ -450,4 +449,4 @@ def test_reading_types_of_scattered_frames_keeps_their_order(store):
     with store.save(domain) as source:
         pages = source.read(u64(9, 3, 4))
         assert pages.batch.pfns.tolist() == [9, 3, 4]
-        assert [np.frombuffer(view, np.uint8).size for view in pages.views] == [4096, 8192]
+        assert sum(view.nbytes for view in pages.views) == 3 * 4096

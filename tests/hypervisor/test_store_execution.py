@@ -130,7 +130,7 @@ class FakeRunner:
         return self._start(domid, config, b"\0" * 4096, np.zeros(1, np.uint8), [])
 
     def start_from(self, memory, types, records, config, *, domid):
-        pages = memory.pages[: memory.nr_pages].tobytes()
+        pages = b"".join(memory.read(np.arange(memory.nr_pages, dtype=np.uint64)))
         return self._start(domid, config, pages, types.copy(), list(records))
 
     def receive(self, config, *, domid):

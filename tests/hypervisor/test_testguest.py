@@ -16,6 +16,7 @@ from tests.peers.ticker import config
 from xendpy.errors import DomainStateError, HypervisorError
 from xendpy.guest.domain import DomainState
 from xendpy.guest.memory import GuestMemory
+from xendpy.guest.memoryfile import MemoryFile
 from xendpy.guest.pages import PAGE_SIZE
 from xendpy.hypervisor import testguest_layout as layout
 from xendpy.hypervisor import testguest_link
@@ -126,7 +127,7 @@ def migrated(guest, runner, tmp_path, *, by):
     records = image_of(guest, image)
     image.finish(guest.memory.nr_pages)
     image.close()
-    resting = GuestMemory.open(tmp_path / "image", writable=False)
+    resting = MemoryFile(tmp_path / "image")
     try:
         return runner.start_from(resting, guest.types, records, guest.config, domid=3)
     finally:
@@ -174,11 +175,14 @@ def test_a_process_that_does_not_come_up_is_said_to_be_late(tmp_path, monkeypatc
         os.close(fd)
 
 
-def test_foreign_memory_is_not_started(runner):
-    image = GuestMemory.anonymous("image")
-    image.write(0, bytes(PAGE_SIZE * 512))
+def test_foreign_memory_is_not_started(runner, tmp_path):
+    path = tmp_path / "image"
+    path.touch()
+    os.truncate(path, PAGE_SIZE * 512)
+    image = MemoryFile(path)
     with pytest.raises(HypervisorError, match="state page is missing"):
         runner.start_from(image, np.zeros(512, np.uint8), [], config(), domid=1)
+    image.close()
     assert runner.adopt() == []
 
 

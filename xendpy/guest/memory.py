@@ -18,7 +18,6 @@ import ctypes
 import errno
 import mmap
 import os
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,30 +50,20 @@ if _fallocate is not None:
 class GuestMemory:
     """A guest's frames by number. One thread at a time; `close` may be called again."""
 
-    def __init__(self, fd: int, *, writable: bool = True) -> None:
+    def __init__(self, fd: int) -> None:
         """Map the open file `fd`, which belongs to this object from here on."""
         self._fd = fd
-        self._writable = writable
         self._nr_pages = os.fstat(fd).st_size >> PAGE_SHIFT
         self._capacity = 0
         self._allocated: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self._nr_allocated = 0
-        self._can_punch = writable and _fallocate is not None
+        self._can_punch = _fallocate is not None
         self._write_back = WriteBack(fd)
         try:
-            if writable:
-                self.reserve(max(self._nr_pages, FIRST_MAP_PAGES))
-            else:
-                self._map(self._nr_pages)
+            self.reserve(max(self._nr_pages, FIRST_MAP_PAGES))
         except BaseException:
             os.close(fd)
             raise
-
-    @classmethod
-    def open(cls, path: Path, *, writable: bool = True) -> GuestMemory:
-        """Map an existing image."""
-        flags = os.O_RDWR if writable else os.O_RDONLY
-        return cls(os.open(path, flags | os.O_CLOEXEC), writable=writable)
 
     @classmethod
     def anonymous(cls, name: str) -> GuestMemory:
@@ -208,8 +197,7 @@ class GuestMemory:
         # The old map is never closed by hand: that raises while a view lives. It goes with the
         # last of them.
         if capacity:
-            access = mmap.ACCESS_WRITE if self._writable else mmap.ACCESS_READ
-            self._view = memoryview(mmap.mmap(self._fd, capacity << PAGE_SHIFT, access=access))
+            self._view = memoryview(mmap.mmap(self._fd, capacity << PAGE_SHIFT))
         else:
             self._view = memoryview(bytearray())
         self._pages: NDArray[np.uint8] = np.frombuffer(self._view, np.uint8).reshape(-1, PAGE_SIZE)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from xendpy.guest.domain import DomainConfig, DomainState
 from xendpy.guest.memory import GuestMemory
+from xendpy.guest.memoryfile import MemoryFile
 from xendpy.guest.pages import DirtyBitmap, Types
 from xendpy.stream.records import Record
 
@@ -163,7 +164,7 @@ class GuestRunner(Protocol):
 
     def start_from(
         self,
-        memory: GuestMemory,
+        memory: MemoryFile,
         types: Types,
         records: Iterable[Record],
         config: DomainConfig,

@@ -10,7 +10,7 @@ from threading import Lock
 
 from xendpy.errors import DomainStateError, Unsupported
 from xendpy.guest.domain import DomainConfig
-from xendpy.guest.memory import GuestMemory
+from xendpy.guest.memoryfile import MemoryFile
 from xendpy.hypervisor import recordfile
 from xendpy.hypervisor.pagetypes import PageTypes
 from xendpy.hypervisor.runner import Arriving, GuestRunner, Running
@@ -139,7 +139,7 @@ class StoreExecution:
 def _build(runner: GuestRunner, image: StoredImage) -> Running:
     types = PageTypes.load(image.path / TYPES)
     records = recordfile.load(image.path / RECORDS)
-    memory = GuestMemory.open(image.path / MEMORY, writable=False)
+    memory = MemoryFile(image.path / MEMORY)
     try:
         domid = image.state.domid
         return runner.start_from(memory, types.all(), records, image.config, domid=domid)

@@ -8,7 +8,7 @@ import numpy as np
 
 from xendpy.errors import HypervisorError
 from xendpy.guest.domain import DomainConfig
-from xendpy.guest.memory import GuestMemory
+from xendpy.guest.memoryfile import MemoryFile
 from xendpy.guest.pages import HAS_DATA, DirtyBitmap, PageBatch, PageType, Pfns
 from xendpy.hypervisor import recordfile
 from xendpy.hypervisor.pagetypes import PageTypes
@@ -107,9 +107,8 @@ class RestingSource(_SaveSession):
         self._on_hold = on_hold
         self._stored = recordfile.load(image.path / RECORDS)
         self._types = PageTypes.load(image.path / TYPES)
-        self._memory = GuestMemory.open(image.path / MEMORY, writable=False)
+        self._memory = MemoryFile(image.path / MEMORY)
         if self._memory.nr_pages < self._types.nr_pages:
-            # Reading beyond the end of a mapped file would be SIGBUS.
             self._memory.close()
             raise HypervisorError(f"{image.path} is damaged: its memory is cut", operation="save")
 
@@ -134,7 +133,7 @@ class RestingSource(_SaveSession):
         return DirtyBitmap(self.nr_pages)
 
     def read(self, pfns: Pfns) -> Pages:
-        """Return views of the mapped image."""
+        """Return the frames, as they were read from the image."""
         self._check()
         types = self._types.of(pfns)
         batch = PageBatch(pfns, types)

@@ -19,7 +19,7 @@ from pathlib import Path
 from xendpy import sxp
 from xendpy.errors import HypervisorError, OutOfMemory, XendError
 from xendpy.guest.domain import DomainConfig, GuestType
-from xendpy.guest.memory import GuestMemory
+from xendpy.guest.memoryfile import MemoryFile
 from xendpy.guest.pages import PAGE_SHIFT, Types
 from xendpy.hypervisor import testguest_layout as layout
 from xendpy.hypervisor import testguest_link as link
@@ -81,7 +81,7 @@ class TestGuestRunner:
 
     def start_from(
         self,
-        memory: GuestMemory,
+        memory: MemoryFile,
         types: Types,
         records: Iterable[Record],
         config: DomainConfig,

@@ -13,6 +13,7 @@ import numpy as np
 
 from xendpy.errors import HypervisorError
 from xendpy.guest.memory import GuestMemory
+from xendpy.guest.memoryfile import MemoryFile
 from xendpy.guest.pages import PAGE_SHIFT, Types
 from xendpy.hypervisor import testguest_layout as layout
 from xendpy.hypervisor import testguest_records
@@ -39,7 +40,7 @@ class ArrivingGuest:
         """What to receive into; it belongs to this object."""
         return self._memory
 
-    def load(self, image: GuestMemory) -> None:
+    def load(self, image: MemoryFile) -> None:
         """Copy the memory of an image at rest, holes left out, inside the kernel.
 
         Raises:
