@@ -17,10 +17,11 @@ import numpy as np
 
 from tests.bench import sender
 from tests.bench.harness import MIB, Bench, Row, at_least, at_most, available_mib, timed
+from tests.bytes_source import BytesSource
 from xendpy.guest.domain import Domain, GuestType
 from xendpy.guest.pages import MAX_BATCH, PAGE_SIZE, PageBatch
 from xendpy.hypervisor.store import StoreHypervisor
-from xendpy.migration.receive import BytesSource, FileSource, NoGuest, drive
+from xendpy.migration.receive import FileSource, NoGuest, drive
 from xendpy.migration.saved_file import Cancel, FileSink, restore_file, save_file
 from xendpy.paths import Paths
 from xendpy.stream.convert import to_modern

@@ -13,10 +13,11 @@ from xmlrpc.client import dumps, loads
 
 from tests.bench import sender
 from tests.bench.harness import Bench, Row, at_most, timed
+from tests.bytes_source import BytesSource
 from tests.peers.hosts import Host, free_port
 from xendpy.guest.domain import DomainConfig, GuestType
 from xendpy.hypervisor.store import StoreHypervisor
-from xendpy.migration.receive import BytesSource, NoGuest, drive
+from xendpy.migration.receive import NoGuest, drive
 from xendpy.paths import Paths
 from xendpy.stream.xend import decode_body, read_envelope
 

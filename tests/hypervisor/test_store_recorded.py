@@ -5,9 +5,10 @@ import hashlib
 import pytest
 
 from tests import recorded
+from tests.bytes_source import BytesSource
 from xendpy.guest.domain import DomainConfig, GuestType
 from xendpy.hypervisor.store import StoreHypervisor
-from xendpy.migration.receive import BytesSource, NoGuest, drive
+from xendpy.migration.receive import NoGuest, drive
 from xendpy.paths import Paths
 from xendpy.stream.records import EmulatorContext, End, HvmContext, SharedInfo
 from xendpy.stream.xend import decode_body, read_envelope

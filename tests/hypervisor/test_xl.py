@@ -3,6 +3,7 @@ import threading
 import pytest
 
 from tests import recorded
+from tests.bytes_source import BytesSource
 from tests.guests import (
     OTHER_UUID,
     batch,
@@ -35,7 +36,7 @@ from xendpy.hypervisor import open as opening_module
 from xendpy.hypervisor import xladmission
 from xendpy.hypervisor.open import open_hypervisor
 from xendpy.hypervisor.xlguest import TRADITIONAL
-from xendpy.migration.receive import BytesSource, NoGuest, drive
+from xendpy.migration.receive import NoGuest, drive
 from xendpy.migration.saved_file import Cancel, restore_file, save_file
 from xendpy.paths import Paths
 from xendpy.stream.convert import to_modern

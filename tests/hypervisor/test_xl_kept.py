@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from tests.bytes_source import BytesSource
 from tests.drive import Recorder, drive_bytes
 from tests.guests import batch, closing, guest, opening, send_all, span, u64
 from tests.hypervisor.test_xl import restored
@@ -16,7 +17,6 @@ from xendpy.guest.domain import DomainState
 from xendpy.guest.pages import PAGE_SIZE, PageBatch, PageType
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.xlspool import Spool
-from xendpy.migration.receive import BytesSource
 from xendpy.migration.reception import Kept, Received, ReceiveLimits, Reception, Rejected, start
 from xendpy.migration.saved_file import Cancel, restore_file
 from xendpy.stream.records import End, Ending, Pages

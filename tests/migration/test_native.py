@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from tests.bytes_source import BytesSource
 from tests.guests import guest, send_guest, span
 from tests.peers.fake_xl import FakeXl
 from tests.peers.xl_driver import driver
@@ -9,7 +10,7 @@ from xendpy.guest.domain import GuestType
 from xendpy.guest.pages import PAGE_SIZE, PageBatch, PageType
 from xendpy.migration import native
 from xendpy.migration.native import LegacySource, NativeEncoder
-from xendpy.migration.receive import BytesSource, drive
+from xendpy.migration.receive import drive
 from xendpy.migration.send import CancelToken, MigrationPlan, Sender
 from xendpy.stream.legacy_dialect import LATEST_XEND
 from xendpy.stream.legacy_encode import LegacyEncoder

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests import recorded
+from tests.bytes_source import BytesSource
 from tests.drive import Recorder, drive_bytes
 from xendpy.errors import HypervisorError, StreamError, StreamTruncated
 from xendpy.guest.domain import DomainConfig
 from xendpy.guest.pages import PageBatch
-from xendpy.migration.receive import BytesSource, FileSource, NoGuest, OpenSource, drive
+from xendpy.migration.receive import FileSource, NoGuest, OpenSource, drive
 from xendpy.stream.records import Record
 from xendpy.stream.steps import Steps, Take, TakeRest, Tell
 from xendpy.stream.xend import decode_body, read_envelope

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.bytes_source import BytesSource
 from tests.drive import Recorder
 from tests.streams import batch, config, entries, envelope, hvm_image, pv_image, vcpu_info
 from xendpy.errors import (
@@ -25,7 +26,6 @@ from xendpy.guest.domain import Domain, DomainConfig, GuestType
 from xendpy.guest.pages import PageBatch
 from xendpy.hypervisor.base import Capabilities
 from xendpy.migration.progress import MigrationProgress, MigrationState
-from xendpy.migration.receive import BytesSource
 from xendpy.migration.reception import (
     Kept,
     Outcome,
@@ -104,12 +104,9 @@ class Broken(BytesSource):
     def __init__(self, data: bytes, error: Exception) -> None:
         super().__init__(data)
         self._error = error
-        self._length = len(data)
 
-    def recv_into(self, views: Sequence[memoryview]) -> None:
-        if self.offset + sum(view.nbytes for view in views) > self._length:
-            raise self._error
-        super().recv_into(views)
+    def _cut(self, wanted: int) -> None:
+        raise self._error
 
 
 def run(driver: Driver, source: Any, **limits: int) -> tuple[Outcome, list[MigrationProgress]]:

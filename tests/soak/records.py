@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests import recorded
+from tests.bytes_source import BytesSource
 from tests.drive import Recorder
 from tests.peers.relocation_host import Host, converse, read_all, receiving
 from tests.peers.xend import Sender, bound_buffers
 from tests.streams import UUID, config, entries, envelope, hvm_image, pv_image
 from xendpy.guest.domain import DomainConfig
 from xendpy.guest.pages import PAGE_SIZE
-from xendpy.migration.receive import BytesSource, NoGuest, drive
+from xendpy.migration.receive import NoGuest, drive
 from xendpy.paths import Paths
 from xendpy.relocation.channel import unacknowledged
 from xendpy.stream.xend import decode_body, read_envelope

@@ -152,40 +152,6 @@ class FileSource:
         return read_rest(self, limit)
 
 
-class BytesSource:
-    """A stream in memory."""
-
-    def __init__(self, data: bytes | memoryview) -> None:
-        self._data = memoryview(data)
-        self.offset = 0
-
-    def recv_into(self, views: Sequence[memoryview]) -> None:
-        """Copy the next bytes into `views`."""
-        wanted = sum(view.nbytes for view in views)
-        left = len(self._data) - self.offset
-        if wanted > left:
-            raise StreamTruncated(offset=self.offset, wanted=wanted, got=left)
-        for view in views:
-            self.recv_some(view.cast("B"))
-
-    def recv_exactly(self, count: int) -> bytes:
-        """Return the next `count` bytes."""
-        data = bytearray(count)
-        self.recv_into([memoryview(data)])
-        return bytes(data)
-
-    def recv_some(self, view: memoryview) -> int:
-        """Copy into `view` what is left for it."""
-        piece = self._data[self.offset : self.offset + view.nbytes]
-        view[: len(piece)] = piece
-        self.offset += len(piece)
-        return len(piece)
-
-    def recv_rest(self, limit: int) -> bytes:
-        """Return all that is left."""
-        return read_rest(self, limit)
-
-
 def read_rest(source: OpenSource, limit: int) -> bytes:
     """Return everything `source` gives up to its end.
 

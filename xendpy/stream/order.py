@@ -164,8 +164,8 @@ class RecordOrder:
         Raises:
             RecordOrderError: it must not.
         """
-        if kind not in self._allowed():
-            names = [allowed.__name__ for allowed in self._allowed()]
+        if not self._allows(kind):
+            names = [each.__name__ for each in self._table[self.state] if self._allows(each)]
             raise RecordOrderError(kind.__name__, state=self.state, allowed=names, offset=offset)
 
     def encoding(self, kind: RecordType) -> None:
@@ -175,12 +175,12 @@ class RecordOrder:
             raise AssertionError(f"{kind.__name__} must not be encoded after {state}")
 
     def _advance(self, kind: RecordType) -> bool:
-        if kind not in self._allowed():
+        if not self._allows(kind):
             return False
         self._seen.add(kind)
         self.state = self._table[self.state][kind]
         return True
 
-    def _allowed(self) -> list[RecordType]:
-        spent = self._once & self._seen
-        return [kind for kind in self._table[self.state] if kind not in spent]
+    def _allows(self, kind: RecordType) -> bool:
+        spent = kind in self._once and kind in self._seen
+        return kind in self._table[self.state] and not spent

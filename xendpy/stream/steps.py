@@ -87,7 +87,7 @@ def tell() -> Steps[int]:
 
 def unpack(layout: Struct) -> Steps[tuple[Any, ...]]:
     """Return the next bytes of the wire as `layout` reads them."""
-    return layout.unpack((yield from take(layout.size)))
+    return layout.unpack((yield Take(layout.size)))
 
 
 def populate(batch: PageBatch) -> Steps[Sequence[memoryview]]:
