@@ -29,7 +29,7 @@ from xendpy.stream.libxl import LibxlEncoder
 from xendpy.stream.records import Record
 from xendpy.stream.xend import decode_body, read_envelope
 
-TIME_S = 300.0  # for the rows about files
+TIME_S = 180.0  # for the rows about files
 COPIES = 3  # of a guest that exist at once, at most: the file, the store's, what is made
 
 

@@ -291,7 +291,7 @@ def _durable_row(bench: Bench) -> None:
             copy.unlink()
 
     # A guest in pieces may keep a disk busy for a minute, and no bar hangs on it: a small one.
-    for kind, wanted, bar in (("contiguous", 1024, at_least(0.85)), ("scattered", 256, NO_BAR)):
+    for kind, wanted, bar in (("contiguous", 512, at_least(0.85)), ("scattered", 256, NO_BAR)):
         mib, pairs = bench.mib(wanted), None if bar is not NO_BAR else 3
         work = f"receive {mib} MiB, {kind}, onto disk"
         if bench.wants(work):
