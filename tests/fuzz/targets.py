@@ -32,7 +32,7 @@ from xendpy.migration.preflight import Facts, check_target
 from xendpy.migration.reception import ReceiveLimits
 from xendpy.relocation import frames, incoming, resolve, to_xendpy
 from xendpy.relocation.frames import FrameType
-from xendpy.relocation.handshake import Handshake, Receive, parse_reply
+from xendpy.relocation.handshake import Close, Handshake, Receive, parse_reply
 from xendpy.relocation.image_source import ImageAborted, ImageSource
 from xendpy.relocation.sums import FrameSums
 from xendpy.stream import libxc, libxl
@@ -72,10 +72,12 @@ def fuzz_control(data: bytes) -> None:
     handshake = Handshake(ops=("receive", incoming.OPERATION, resolve.OPERATION))
     for start in range(0, len(data), size):
         actions = handshake.feed(data[start : start + size])
-        for action in actions:
-            if isinstance(action, Receive):
+        match actions[-1] if actions else None:
+            case Close():  # nothing is fed after it
+                break
+            case Receive(value=value):
                 with suppress(HandshakeError):
-                    incoming.parse_opening(sxp.show(action.value))
+                    incoming.parse_opening(sxp.show(value))
                 return
     parse_reply(data)
 
