@@ -26,12 +26,12 @@ from tests.certificates import Authority
 from xendpy.guest.domain import DomainConfig, GuestType
 from xendpy.guest.memory import GuestMemory, zero_pages
 from xendpy.guest.pages import PAGE_SIZE, PageBatch, runs
+from xendpy.guest.staging import Staging
 from xendpy.hypervisor.store import StoreHypervisor
 from xendpy.migration.receive import NoGuest, Sink, drive
 from xendpy.paths import Paths
 from xendpy.relocation.channel import Channel
 from xendpy.stream.records import Pages, Record
-from xendpy.stream.staging import Staging
 from xendpy.stream.xend import decode_body, read_envelope
 
 PIECE = 4 << 20

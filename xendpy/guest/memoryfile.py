@@ -13,6 +13,7 @@ from pathlib import Path
 
 from xendpy.errors import HypervisorError
 from xendpy.guest.pages import PAGE_SHIFT, Pfns, runs
+from xendpy.guest.staging import Staging
 
 
 class MemoryFile:
@@ -25,7 +26,7 @@ class MemoryFile:
             HypervisorError: it cannot be opened.
         """
         self._path = path
-        self._buffer = bytearray()
+        self._staging = Staging()
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -53,11 +54,7 @@ class MemoryFile:
             return []
         if int(pfns.max()) >= self._nr_pages:
             raise ValueError(f"pfn {int(pfns.max()):#x} is beyond {self._nr_pages:#x} pages")
-        size = len(pfns) << PAGE_SHIFT
-        if size > len(self._buffer):
-            self._buffer = bytearray(size)
-        view = memoryview(self._buffer)[:size]
-        begin = 0
+        view, begin = self._staging.room(len(pfns)), 0
         for start, count in zip(*(part.tolist() for part in runs(pfns)), strict=True):
             end = begin + (count << PAGE_SHIFT)
             self._read_run(start << PAGE_SHIFT, view[begin:end])
@@ -71,15 +68,23 @@ class MemoryFile:
             os.close(fd)
 
     def _read_run(self, offset: int, view: memoryview) -> None:
-        done = 0
-        while done < len(view):
-            try:
-                count = os.preadv(self._fd, [view[done:]], offset + done)
-            except OSError as error:
-                raise self._unreadable(error.strerror) from error
-            if not count:
-                raise self._unreadable(f"it ends at byte {offset + done}")
-            done += count
+        try:
+            count = read_at(self._fd, view, offset)
+        except OSError as error:
+            raise self._unreadable(error.strerror) from error
+        if count < len(view):
+            raise self._unreadable(f"it ends at byte {offset + count}")
 
     def _unreadable(self, reason: str | None) -> HypervisorError:
         return HypervisorError(f"Unable to read {self._path}: {reason}")
+
+
+def read_at(fd: int, view: memoryview, offset: int) -> int:
+    """Fill `view` from a file at `offset`; return how many bytes there were up to its end."""
+    done = 0
+    while done < len(view):
+        count = os.preadv(fd, [view[done:]], offset + done)
+        if not count:
+            break
+        done += count
+    return done

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from xendpy.errors import HypervisorError, StreamTruncated
+from xendpy.guest.staging import Staging
 from xendpy.stream.records import Record
-from xendpy.stream.staging import Staging
 from xendpy.stream.steps import Fill, Populate, Step, Steps, Take, TakeRest, Tell
 
 IOV_MAX = 1024  # Linux, uapi/linux/uio.h UIO_MAXIOV

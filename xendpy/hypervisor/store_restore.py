@@ -16,12 +16,12 @@ from xendpy.guest.domain import Domain
 from xendpy.guest.memory import GuestMemory
 from xendpy.guest.pages import PAGE_SIZE, PageBatch, Pfns
 from xendpy.guest.rounds import RoundCounter
+from xendpy.guest.staging import Staging
 from xendpy.hypervisor import recordfile
 from xendpy.hypervisor.pagetypes import PageTypes
 from xendpy.hypervisor.storedimage import MEMORY, RECORDS, REST, TYPES, ImageState, StoredImage
 from xendpy.hypervisor.storedir import StoreDirectory, translated
 from xendpy.stream.records import End, Ending, Pages, Record, StreamStart, UnmappedPfns, Verify
-from xendpy.stream.staging import Staging
 
 log = logging.getLogger(__name__)
 

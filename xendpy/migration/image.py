@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from xendpy.guest.memoryfile import read_at
 from xendpy.guest.pages import (
-    MAX_BATCH,
     PAGE_SIZE,
     POPULATED,
     PageBatch,
@@ -24,6 +24,7 @@ from xendpy.guest.pages import (
     Types,
     runs,
 )
+from xendpy.guest.staging import Staging
 
 _PUNCH_HOLE = 0x1 | 0x2  # linux/falloc.h: FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -41,7 +42,7 @@ class MemoryImage:
         # Last PageType + 1 by pfn, 0 = no frame: a huge p2m_size costs nothing until it is used.
         self._marks: NDArray[np.uint8] = np.zeros(nr_pages, np.uint8)
         self._fd = fd
-        self._staging = bytearray(MAX_BATCH * PAGE_SIZE)
+        self._staging = Staging()
         os.ftruncate(fd, nr_pages * PAGE_SIZE)
 
     @classmethod
@@ -54,15 +55,13 @@ class MemoryImage:
         image.nr_pages = len(types)
         image._marks = np.where(POPULATED[types], types + np.uint8(1), np.uint8(0))
         image._fd = fd
-        image._staging = bytearray()
+        image._staging = Staging()
         return image
 
     def populate(self, batch: PageBatch) -> list[memoryview]:
         """Return staging views for the pages of `batch` that carry data, one per run."""
         pfns = batch.with_data()
-        if len(pfns) * PAGE_SIZE > len(self._staging):
-            self._staging = bytearray(len(pfns) * PAGE_SIZE)
-        base = memoryview(self._staging)
+        base = self._staging.room(len(pfns))
         views = []
         start = 0
         for count in runs(pfns)[1].tolist():
@@ -137,12 +136,8 @@ class MemoryImage:
 
     def _read(self, first: int, count: int) -> bytearray:
         data = bytearray(count * PAGE_SIZE)
-        done = 0
-        while done < len(data):
-            got = os.preadv(self._fd, [memoryview(data)[done:]], first * PAGE_SIZE + done)
-            if not got:  # frames without data at the end of an existing file
-                break
-            done += got
+        # An existing file may end before it: frames without data, which are zeros.
+        read_at(self._fd, memoryview(data), first * PAGE_SIZE)
         return data
 
     def _punch(self, offset: int, length: int) -> None:

@@ -203,8 +203,7 @@ class Sender:
                 if not has_begun and not source.live:  # suspended before anything was read
                     self.observer.stands_still(self.clock() - began_s)
                 has_begun = True
-                nr_pages += _sent_pages(record)
-            self._send(record, pacer)
+            nr_pages += self._send(record, pacer)
         if source.live:  # since its last round, which looks like the others
             self.observer.stands_still(0.0)
             return
@@ -255,17 +254,16 @@ class Sender:
         for record in self._tail:
             self._send(record, pacer)
 
-    def _send(self, record: Record, pacer: Pacer) -> None:
+    def _send(self, record: Record, pacer: Pacer) -> int:
+        """Send a record, and return how many pages went with it."""
         self.cancel.check()
         pieces = [piece for piece in self.encoder.encode(record) if len(piece)]
         if not pieces:
-            return
+            return 0
         self.write(pieces)
         nr_bytes = sum(len(piece) for piece in pieces)
-        self.observer.sent(nr_bytes, _sent_pages(record))
+        # libxc also lists pfns of an HVM guest with nothing behind them.
+        nr_pages = len(record.batch.with_data()) if isinstance(record, Pages) else 0
+        self.observer.sent(nr_bytes, nr_pages)
         pacer.spend(nr_bytes)
-
-
-def _sent_pages(record: Record) -> int:
-    """Return how many pages a record holds; libxc also lists pfns of an HVM guest with nothing."""
-    return len(record.batch.with_data()) if isinstance(record, Pages) else 0
+        return nr_pages

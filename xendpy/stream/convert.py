@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
 from xendpy.guest.pages import PageBatch
+from xendpy.guest.staging import Staging
 from xendpy.stream.convert_legacy import Facts, ModernToLegacy, Survey
 from xendpy.stream.convert_modern import LegacyToModern
 from xendpy.stream.legacy_dialect import Dialect
 from xendpy.stream.legacy_encode import LegacyEncoder
 from xendpy.stream.records import Record
-from xendpy.stream.staging import Staging
 
 __all__ = ["Conversion", "Facts", "Survey", "to_legacy", "to_modern"]
 

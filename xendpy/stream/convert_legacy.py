@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from xendpy.errors import UnsupportedStream
 from xendpy.guest.domain import GuestType
 from xendpy.guest.pages import PAGE_SIZE, POPULATED, PageBatch, Pfns
+from xendpy.guest.staging import Staging
 from xendpy.stream.legacy_dialect import Dialect
 from xendpy.stream.legacy_format import EXTENDED_BYTES, XSAVE_HEADER
 from xendpy.stream.records import (
@@ -36,7 +37,6 @@ from xendpy.stream.records import (
     VcpuContext,
     VcpuContextKind,
 )
-from xendpy.stream.staging import Staging
 
 HVM_MIN_PAGES = 0x100000  # what xc_domain_save says of any HVM guest below 4 GiB
 
