@@ -104,6 +104,20 @@ def test_what_a_daemon_was_receiving_when_it_ended_is_kept(hypervisor, tmp_path,
     session.close()
 
 
+def test_a_guest_that_came_and_was_not_started_is_told_of(hypervisor, tmp_path, xl, saved, caplog):
+    outcome = received(hypervisor, saved)
+    hypervisor.close()
+    driver(tmp_path, xl).close()
+    assert "if that host has let it go, xm unpause web01" in caplog.text
+    again = driver(tmp_path, xl)
+    again.unpause(outcome.domain)
+    again.pause(outcome.domain)  # by an operator, which is no news
+    again.close()
+    caplog.clear()
+    driver(tmp_path, xl).close()
+    assert "xm unpause" not in caplog.text
+
+
 def test_no_room_for_the_copy_is_refused_first(hypervisor, monkeypatch):
     real = os.statvfs
 

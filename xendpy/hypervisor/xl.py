@@ -82,6 +82,15 @@ class XlHypervisor(XlGuests):
     def _recover(self) -> None:
         guests = list_guests(self._tool)
         self._notes.keep_only((guest.domid, guest.uuid) for guest in guests)
+        for guest in guests:
+            note = self._notes.get(guest.domid, guest.uuid)
+            if note.spool and guest.state is DomainState.PAUSED:
+                log.warning(
+                    "%s came from an old xend and was not started yet when the daemon ended:"
+                    " if that host has let it go, xm unpause %s",
+                    guest.name,
+                    guest.name,
+                )
         for path in recover(self._spools) if self._spools.is_dir() else ():
             log.warning("%s is what an earlier daemon was receiving: xm inspect shows it", path)
 
