@@ -98,7 +98,8 @@ def test_options_cross_in_the_daemon_s_units(run: Run) -> None:
     replies = {"xendpy.migrate": ID, "xendpy.migration": struct("done")}
     argv = (
         "migrate -l --max-downtime 50 --max-iterations 7 --on-no-convergence cancel --timeout 60"
-        " --bandwidth 1.5 --peer-release 4.1 --compress web1 host-b"
+        " --bandwidth 1.5 --peer-release 4.1 --lossy --compress web1"
+        " host-b"
     )
     assert run(argv, replies, calls) == 0
     _, (name, request, options) = calls[0]
@@ -111,6 +112,7 @@ def test_options_cross_in_the_daemon_s_units(run: Run) -> None:
         "bandwidth": 3 << 19,
         "release": "4.1",
         "compress": True,
+        "lossy": True,
     }
 
 

@@ -1,11 +1,14 @@
 """Guests of a Xen host on their way to another one, and to a xend; only xl is a fake."""
 
 import asyncio
+import logging
+import struct
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
+from tests import modern
 from tests.guests import guest
 from tests.peers.proxy import CUT, DOWN, HALF_CLOSE, UP, Fault, Proxy
 from tests.peers.xend_receiver import XendReceiver
@@ -230,6 +233,25 @@ async def test_a_xend_gets_the_pages_while_the_guest_runs(host):
     # The guest of these tests has xsave state: it is sent twice, the second time announced.
     assert verbs(host).count("migrate") == 2
     assert kinds.count("VcpuContext") == 6
+
+
+@pytest.mark.parametrize("live", [True, False])
+async def test_what_a_xend_cannot_restore_is_left_out_only_if_asked(host, live, caplog):
+    caplog.set_level(logging.INFO)
+    host.start()
+    tsc_aux = modern.vcpu(modern.MSRS, 1, struct.pack("<IIQ", 0xC0000103, 0, 1))
+    ends = 16  # the image's, the stream's
+    host.only().stream = host.only().stream[:-ends] + tsc_aux + host.only().stream[-ends:]
+    with XendReceiver() as old:
+        with pytest.raises(MigrationError, match=r"the MSRs of vcpu 1 .*--lossy"):
+            await host.send(old.port, live=live, release="4.2+")
+        assert host.guests == {"web01": RUNS}
+    with XendReceiver() as old:
+        outcome, _ = await host.send(old.port, live=live, release="4.2+", lossy=True)
+    (came,) = old.received
+    assert outcome is Outcome.MOVED
+    assert sorted(came.pages) == list(range(40))
+    assert "web01, on its way to a xend: the MSRs of vcpu 1 are left out" in caplog.text
 
 
 async def test_a_xend_that_refuses_leaves_the_guest_running(host):

@@ -5,7 +5,7 @@ from tests.bytes_source import BytesSource
 from tests.guests import guest, send_guest, span
 from tests.peers.fake_xl import FakeXl
 from tests.peers.xl_driver import driver
-from xendpy.errors import OutOfMemory
+from xendpy.errors import OutOfMemory, UnsupportedStream
 from xendpy.guest.domain import GuestType
 from xendpy.guest.pages import PAGE_SIZE, PageBatch, PageType
 from xendpy.migration import native
@@ -15,7 +15,14 @@ from xendpy.migration.send import CancelToken, MigrationPlan, Sender
 from xendpy.stream.legacy_dialect import LATEST_XEND
 from xendpy.stream.legacy_encode import LegacyEncoder
 from xendpy.stream.libxl import LibxlEncoder
-from xendpy.stream.records import Pages, StreamStart
+from xendpy.stream.records import (
+    OnlineVcpus,
+    Pages,
+    SharedInfo,
+    StreamStart,
+    TscInfo,
+    UnmappedPfns,
+)
 from xendpy.stream.xend import decode_body
 
 
@@ -137,6 +144,62 @@ def test_pfns_that_are_listed_without_a_page_were_not_sent():
     assert notes.sent_pages == 2
     assert notes.rounds == [(0, 2, True)]
     assert notes.still == [0]
+
+
+class Named:
+    """An encoder whose bytes say which record they were."""
+
+    def encode(self, record):
+        yield f"{type(record).__name__} ".encode()
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_the_tail_is_what_follows_the_last_page(live):
+    tsc = TscInfo(mode=2, khz=1, nsec=2, incarnation=3)
+    pages = Pages(PageBatch(span(0, 1), np.zeros(1, np.uint8)), (memoryview(bytes(PAGE_SIZE)),))
+
+    class Unusual:
+        def records(self):
+            yield tsc
+            yield pages
+            yield tsc
+            yield pages
+            yield OnlineVcpus(0, (0,))
+            yield UnmappedPfns(span(7, 1))
+            yield SharedInfo(bytes(4096))
+
+    source, notes = Unusual(), Notes()
+    source.live = live
+    memory, tail = send(source, Named(), notes)
+    assert memory == b"TscInfo Pages TscInfo Pages "
+    assert tail == b"OnlineVcpus UnmappedPfns SharedInfo "
+    assert len(notes.still) == 1
+
+
+def test_what_the_format_has_no_place_for_is_found_before_the_tail(hosts):
+    here, _ = hosts
+    domain = restored(here)
+
+    class Refusing(LegacyEncoder):
+        def encode(self, record):
+            if isinstance(record, SharedInfo):
+                raise UnsupportedStream("this")
+            return super().encode(record)
+
+    with here.save(domain) as source:
+        wrapped, sent = LegacySource(source, LATEST_XEND), []
+        sender = Sender(
+            source=wrapped,
+            encoder=Refusing(LATEST_XEND, guest().guest_type),
+            write=sent.extend,
+            plan=MigrationPlan(live=False),
+            observer=Notes(),
+            cancel=CancelToken(),
+        )
+        with pytest.raises(UnsupportedStream):
+            sender.send_memory()
+        source.resume()
+    assert here.domains()[0].note == ""
 
 
 def test_a_native_image_arrives_byte_by_byte(hosts):

@@ -33,7 +33,8 @@ _LIMITS: Final = (
     ("peer-release", "release", str),
     ("streams", "streams", int),
 )
-_OURS: Final = (*(name for name, _, _ in _LIMITS), "compress", "progress", "json", "dry-run")
+_CHOICES: Final = ("compress", "lossy")
+_OURS: Final = (*(name for name, _, _ in _LIMITS), *_CHOICES, "progress", "json", "dry-run")
 
 
 def migrate(xm: Invocation) -> int:
@@ -90,7 +91,7 @@ def _request(xm: Invocation) -> dict[str, Any]:
 
 def _options(xm: Invocation) -> dict[str, Any]:
     chosen = {key: make(xm.options[name]) for name, key, make in _LIMITS if name in xm.options}
-    return {**chosen, "compress": True} if xm.given("compress") else chosen
+    return {**chosen, **{name: True for name in _CHOICES if xm.given(name)}}
 
 
 class _Interrupts:

@@ -27,6 +27,11 @@ MIGRATE_OPTIONS: Final = (
         help="What an old xend at the target is: 3.1, 3.2, 3.4, 4.0, 4.1 or 4.2+.",
     ),
     Option(
+        long="lossy",
+        help="Leave out what no old xend can restore of a guest from Xen 4.6 or newer: its "
+        "vcpus' model-specific registers.",
+    ),
+    Option(
         long="compress",
         help="Compress with zstd where that is worth it and the peer can: pays on a slow link.",
     ),

@@ -199,7 +199,7 @@ class Sender:
                 f"{order.peer.name} is no xendpy host: a test guest can run nowhere else"
             )
         spoken = dialect(order.peer.release)
-        source, encoder = _spoken(source, spoken, xsave_bytes)
+        source, encoder = _spoken(source, spoken, xsave_bytes, lossy=order.plan.lossy)
         return send_to_xend(self._transfer(outgoing, channel, source, encoder))
 
     def _send_to_xendpy(self, outgoing: Outgoing, channel: Channel, source: Source) -> Outcome:
@@ -210,7 +210,7 @@ class Sender:
         )
         outgoing.entry = entry
         spoken = None if _takes_libxl(answer) else dialect(NEWEST_RELEASE)
-        source, encoder = _spoken(source, spoken)
+        source, encoder = _spoken(source, spoken, lossy=outgoing.order.plan.lossy)
         transfer = self._transfer(outgoing, channel, source, encoder)
         return send_to_xendpy(transfer, self._dialler.plan_of(outgoing.order, dry_run=False))
 
@@ -239,7 +239,7 @@ def _takes_libxl(answer: str) -> bool:
 
 
 def _spoken(
-    source: Source, spoken: Dialect | None, xsave_bytes: int | None = None
+    source: Source, spoken: Dialect | None, xsave_bytes: int | None = None, *, lossy: bool
 ) -> tuple[Source, Encoder]:
     """Return the source as its peer understands it, and what writes its records.
 
@@ -251,7 +251,8 @@ def _spoken(
     records = cast(RecordSource, source)
     if spoken is None:
         return records, NativeEncoder(records)
-    return LegacySource(records, spoken, xsave_bytes), LegacyEncoder(spoken, guest_type)
+    legacy = LegacySource(records, spoken, xsave_bytes, lossy=lossy)
+    return legacy, LegacyEncoder(spoken, guest_type)
 
 
 def _wake(channel: Channel, source: Source) -> None:

@@ -41,6 +41,7 @@ class MigrateOptions:
     release: str = ""
     compress: bool = False
     streams: int = 1
+    lossy: bool = False
 
     @classmethod
     def parse(cls, value: dict[str, Any]) -> MigrateOptions:
@@ -51,7 +52,7 @@ class MigrateOptions:
         """
         known = {
             "max_downtime_s", "max_iterations", "timeout_s", "on_no_convergence", "bandwidth",
-            "release", "compress", "streams",
+            "release", "compress", "streams", "lossy",
         }  # fmt: skip
         unknown = set(value) - known
         if unknown:
@@ -70,6 +71,7 @@ class MigrateOptions:
                 release=str(value.get("release", "")),
                 compress=bool(value.get("compress", False)),
                 streams=int(value.get("streams", 1)),
+                lossy=bool(value.get("lossy", False)),
             )
         except (ValueError, TypeError) as error:
             raise DomainError("", f"bad migration option: {error}") from error
@@ -191,6 +193,7 @@ class Transfers:
             verdict_timeout_s=config.verdict_timeout_s,
             compress=options.compress,
             streams=options.streams,
+            lossy=options.lossy,
         )
         peer = choose_peer(
             config,

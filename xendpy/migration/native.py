@@ -9,9 +9,10 @@ comes, behind a head that is a guess; its tail leaves only if the guess was righ
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -37,6 +38,8 @@ from xendpy.stream.records import (
     VcpuContextKind,
 )
 
+log = logging.getLogger(__name__)
+
 
 class NativeEncoder(LibxlEncoder):
     """Writes a libxl stream with xl's header before it."""
@@ -55,21 +58,27 @@ class NativeEncoder(LibxlEncoder):
 class LegacySource:
     """A RecordSource whose records are those of the legacy image; ends as the one it wraps.
 
-    `xsave_bytes`: what a running guest's vcpus are believed to have, None = nothing.
+    `xsave_bytes`: what a running guest's vcpus are believed to have, None = nothing. `lossy`:
+    leave out the vcpus' MSRs, which have no place there. What is left out is logged.
     """
 
     def __init__(
-        self, source: RecordSource, dialect: Dialect, xsave_bytes: int | None = None
+        self,
+        source: RecordSource,
+        dialect: Dialect,
+        xsave_bytes: int | None = None,
+        *,
+        lossy: bool = False,
     ) -> None:
         self._source = source
         self._dialect = dialect
         self._xsave_bytes = xsave_bytes
+        self._lossy = lossy
         self.relinquish = source.relinquish
         self.resume = source.resume
         self.hold = source.hold
         self.cancel = source.cancel
         self.release = source.release
-        self.notes: list[str] = []
 
     @property
     def config(self) -> DomainConfig:
@@ -112,7 +121,7 @@ class LegacySource:
         announced = replace(
             survey.facts(), has_extended=self._dialect.extended, xsave_bytes=self._xsave_bytes
         )
-        translator = ModernToLegacy(announced, self._dialect, lossy=False)
+        translator = ModernToLegacy(announced, self._dialect, lossy=self._lossy)
         tail: list[Record] = []
         for record in chain(head, records):
             if self._says_nothing(record):
@@ -124,8 +133,12 @@ class LegacySource:
             else:
                 yield from translated
         _compare(announced, survey.facts())
-        self.notes = translator.notes
+        self._tell(translator.notes)
         yield from tail
+
+    def _tell(self, notes: Iterable[str]) -> None:
+        for note in notes:
+            log.info("%s, on its way to a xend: %s", self.config.name, note)
 
     def _says_nothing(self, record: Record) -> bool:
         """Whether this is the xsave state of a vcpu that never used any: a bare header."""
@@ -141,14 +154,14 @@ class LegacySource:
         with self._file() as fd:
             survey = self._write_down(fd)
             os.lseek(fd, 0, os.SEEK_SET)
-            translator = ModernToLegacy(survey.facts(), self._dialect, lossy=False)
+            translator = ModernToLegacy(survey.facts(), self._dialect, lossy=self._lossy)
             reader = PipeReader(os.dup(fd))
             try:
                 for record in pull(libxl.decode(guest_type), reader):
                     yield from translator.translate(record)
             finally:
                 reader.close()
-            self.notes = translator.notes
+            self._tell(translator.notes)
 
     def _write_down(self, fd: int) -> Survey:
         survey, sink = Survey(self._dialect), FileSink(fd)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Protocol, TypeGuard
 
 from xendpy.errors import MigrationAborted
@@ -63,7 +62,8 @@ class Observer(Protocol):
 class MigrationPlan:
     """How a migration is to go; `bandwidth_bytes_per_s` 0 = as fast as it can.
 
-    `compress`: offer it to a peer that can; `streams`: connections to a peer that takes several.
+    `compress`: offer it to a peer that can; `streams`: connections to a peer that takes several;
+    `lossy`: leave out what a legacy stream cannot carry of the vcpus.
     """
 
     live: bool
@@ -72,6 +72,7 @@ class MigrationPlan:
     verdict_timeout_s: float = 300.0
     compress: bool = False
     streams: int = 1
+    lossy: bool = False
 
 
 class CancelToken:
@@ -176,14 +177,18 @@ class Sender:
     observer: Observer
     cancel: CancelToken
     clock: Callable[[], float] = time.monotonic
-    _tail: Iterator[Record] = field(default_factory=lambda: iter(()), init=False)
+    _tail: list[Pieces] = field(default_factory=list, init=False)
 
     def send_memory(self) -> None:
         """Send everything up to the last page; then the guest stands still.
 
+        What comes after is encoded as well: whatever cannot be said of the guest is found while
+        nobody could build it yet.
+
         Raises:
             PrecopyCancelled: it does not converge, and the plan says cancel.
             MigrationAborted: somebody cancelled.
+            UnsupportedStream: the format has no place for a record.
         """
         pacer = Pacer(self._bandwidth, self.cancel.wait, self.clock)
         if has_pages(self.source):
@@ -192,20 +197,22 @@ class Sender:
             self._send_records(self.source, pacer)  # type: ignore[arg-type]  # TypeGuard: one way
 
     def _send_records(self, source: RecordSource, pacer: Pacer) -> None:
-        """Send a toolstack's records up to the first that follows memory, which is kept."""
-        began_s, nr_pages, has_begun = self.clock(), 0, False
-        records = source.records()
-        for record in records:
-            if isinstance(record, TAIL):
-                self._tail = chain([record], records)
-                break
+        """Send a toolstack's records up to the last page; keep those that follow."""
+        began_s, nr_pages, has_begun, stands = self.clock(), 0, False, False
+        for record in source.records():
+            if isinstance(record, TAIL) or (self._tail and not isinstance(record, Pages)):
+                if source.live and has_begun and not stands:  # since its last round, like others
+                    self.observer.stands_still(0.0)
+                    stands = True
+                self._tail.append(self._encoded(record))
+                continue
+            self._send_kept(pacer)  # what looked like the tail was not
             if isinstance(record, Pages):
                 if not has_begun and not source.live:  # suspended before anything was read
                     self.observer.stands_still(self.clock() - began_s)
                 has_begun = True
             nr_pages += self._send(record, pacer)
-        if source.live:  # since its last round, which looks like the others
-            self.observer.stands_still(0.0)
+        if source.live:
             return
         took_s = max(self.clock() - began_s, 1e-6)
         self.observer.round_done(
@@ -215,7 +222,6 @@ class Sender:
     def _send_pages(self, source: PageSource, pacer: Pacer) -> None:
         for record in source.opening():
             self._send(record, pacer)
-        self._tail = source.closing()
         live = self.plan.live and source.live
         for item in precopy(
             source,
@@ -235,6 +241,7 @@ class Sender:
                     if live:
                         # A live guest stands still now: what is left goes at full speed.
                         pacer = self._unpaced()
+        self._tail = [self._encoded(record) for record in source.closing()]
 
     def _bandwidth(self) -> int:
         wished = self.cancel.bandwidth_bytes_per_s
@@ -250,20 +257,28 @@ class Sender:
 
     def send_tail(self) -> None:
         """Send what comes after memory, up to and including the end of the image."""
-        pacer = self._unpaced()
-        for record in self._tail:
-            self._send(record, pacer)
+        self._send_kept(self._unpaced())
+
+    def _send_kept(self, pacer: Pacer) -> None:
+        for pieces in self._tail:
+            self._put(pieces, 0, pacer)
+        self._tail.clear()
 
     def _send(self, record: Record, pacer: Pacer) -> int:
         """Send a record, and return how many pages went with it."""
-        self.cancel.check()
-        pieces = [piece for piece in self.encoder.encode(record) if len(piece)]
-        if not pieces:
-            return 0
-        self.write(pieces)
-        nr_bytes = sum(len(piece) for piece in pieces)
         # libxc also lists pfns of an HVM guest with nothing behind them.
         nr_pages = len(record.batch.with_data()) if isinstance(record, Pages) else 0
+        self._put(self._encoded(record), nr_pages, pacer)
+        return nr_pages
+
+    def _encoded(self, record: Record) -> Pieces:
+        return [piece for piece in self.encoder.encode(record) if len(piece)]
+
+    def _put(self, pieces: Pieces, nr_pages: int, pacer: Pacer) -> None:
+        self.cancel.check()
+        if not pieces:
+            return
+        self.write(pieces)
+        nr_bytes = sum(len(piece) for piece in pieces)
         self.observer.sent(nr_bytes, nr_pages)
         pacer.spend(nr_bytes)
-        return nr_pages

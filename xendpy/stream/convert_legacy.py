@@ -220,7 +220,9 @@ class ModernToLegacy:
         elif self._lossy:
             self.notes.append(f"the MSRs of vcpu {record.vcpu_id} are left out")
         else:
-            raise UnsupportedStream(f"the MSRs of vcpu {record.vcpu_id} in a legacy stream")
+            raise UnsupportedStream(
+                f"the MSRs of vcpu {record.vcpu_id} in a legacy stream (--lossy leaves them out)"
+            )
 
     def _tail(self) -> Iterator[Record]:
         if self._hvm_context is not None:
