@@ -115,7 +115,6 @@ class FakeHypervisor:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             guest_types=frozenset(GuestType),
-            page_access=True,
             live_save=frozenset(GuestType),
             runs_guests=True,
             free_memory_bytes=16384 << 20,

@@ -37,7 +37,6 @@ KEYS = (
 def capabilities(*types: GuestType) -> Capabilities:
     return Capabilities(
         guest_types=frozenset(types),
-        page_access=True,
         live_save=frozenset(),
         runs_guests=False,
         free_memory_bytes=5 << 30,

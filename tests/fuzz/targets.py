@@ -124,7 +124,6 @@ class _Host:
 
 _CAPABILITIES = Capabilities(
     guest_types=frozenset(GuestType),
-    page_access=True,
     live_save=frozenset(),
     runs_guests=False,
     free_memory_bytes=1 << 34,

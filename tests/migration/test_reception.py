@@ -57,7 +57,6 @@ class Driver:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             guest_types=self.guest_types,
-            page_access=True,
             live_save=frozenset(),
             runs_guests=True,
             free_memory_bytes=0,

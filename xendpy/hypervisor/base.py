@@ -22,7 +22,6 @@ class Capabilities:
     """What a driver can do; callers choose by it before they start."""
 
     guest_types: frozenset[GuestType]
-    page_access: bool  # save() gives a PageSource
     live_save: frozenset[GuestType]  # can be sent while they run
     runs_guests: bool
     free_memory_bytes: int
@@ -147,7 +146,7 @@ class PageSource(SaveSession, Protocol):
 
 
 class RecordSource(SaveSession, Protocol):
-    """A save session whose toolstack runs pre-copy itself."""
+    """A save session of a toolstack's records: it runs pre-copy itself, or nothing runs."""
 
     @property
     def config(self) -> DomainConfig: ...
@@ -155,6 +154,11 @@ class RecordSource(SaveSession, Protocol):
     @property
     def live(self) -> bool:
         """Whether the guest runs while its records are read."""
+        ...
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether `records` may be called again, and yields the same."""
         ...
 
     @property

@@ -11,15 +11,16 @@ from contextlib import contextmanager
 from time import time
 
 from xendpy.guest.domain import Domain, DomainConfig, GuestType
-from xendpy.hypervisor.base import Capabilities, PageSource, Placement
+from xendpy.hypervisor.base import Capabilities, PageSource, Placement, RecordSource
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.runner import GuestRunner, Running
 from xendpy.hypervisor.statelock import StateLock, host_id
 from xendpy.hypervisor.store_arriving import ArrivingRestore
 from xendpy.hypervisor.store_execution import StoreExecution
 from xendpy.hypervisor.store_guests import StoreGuests
+from xendpy.hypervisor.store_resting import RestingRecords, RestingSource, resting_source
 from xendpy.hypervisor.store_restore import StoreRestore
-from xendpy.hypervisor.store_save import RestingSource, RunningSource
+from xendpy.hypervisor.store_save import RunningSource
 from xendpy.hypervisor.store_table import (
     LEAVING,
     Executing,
@@ -85,7 +86,6 @@ class StoreHypervisor(StoreGuests):
             free = self._directory.free_bytes() - self._table.outstanding_bytes()
             return Capabilities(
                 guest_types=frozenset(GuestType),
-                page_access=True,
                 live_save=frozenset(GuestType) if self._runs_guests else frozenset(),
                 runs_guests=self._runs_guests,
                 free_memory_bytes=max(0, free),
@@ -114,7 +114,7 @@ class StoreHypervisor(StoreGuests):
     @contextmanager
     def save(
         self, domain: Domain, *, migration_id: str = "", live: bool = False
-    ) -> Iterator[PageSource]:
+    ) -> Iterator[PageSource | RecordSource]:
         """Open a guest for sending or saving; whether it runs meanwhile is the caller's choice."""
         with self._table.claimed(domain, LEAVING, migration_id) as guest:
             with translated("save", self._directory):
@@ -190,11 +190,13 @@ class StoreHypervisor(StoreGuests):
         self._execution.replace(image, running)
         return self._enter(Executing(running))
 
-    def _source(self, guest: Resting | Executing) -> RestingSource | RunningSource:
+    def _source(
+        self, guest: Resting | Executing
+    ) -> RestingSource | RestingRecords | RunningSource:
         check_not_held(guest)
         if isinstance(guest, Executing):
             return RunningSource(guest.running, on_relinquish=lambda: self._destroy(guest))
-        return RestingSource(
+        return resting_source(
             guest.image,
             on_relinquish=lambda: self._destroy(guest),
             on_hold=lambda reason: self._hold(guest, reason),

@@ -1,4 +1,7 @@
-"""A guest on its way out of the embedded store: one at rest, or one that a runner executes."""
+"""A guest on its way out of the embedded store: how such a session ends, and a guest that runs.
+
+One that rests: store_resting.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,18 @@ import numpy as np
 
 from xendpy.errors import HypervisorError
 from xendpy.guest.domain import DomainConfig
-from xendpy.guest.memoryfile import MemoryFile
 from xendpy.guest.pages import HAS_DATA, DirtyBitmap, PageBatch, PageType, Pfns
-from xendpy.hypervisor import recordfile
-from xendpy.hypervisor.pagetypes import PageTypes
 from xendpy.hypervisor.runner import Running
-from xendpy.hypervisor.storedimage import MEMORY, RECORDS, TYPES, StoredImage
 from xendpy.stream.records import (
-    CpuidPolicy,
     End,
-    MsrPolicy,
-    P2mFrames,
     Pages,
-    PvInfo,
     Record,
-    StaticDataEnd,
-    StreamStart,
 )
 
-OPENING = (StreamStart, PvInfo, CpuidPolicy, MsrPolicy, StaticDataEnd, P2mFrames)
 IN_DOUBT = "the connection was lost after the guest's last byte"
 
 
-class _SaveSession:
+class StoreSession:
     """What ends a save session: exactly one of relinquish, resume and hold, once."""
 
     def __init__(self) -> None:
@@ -89,81 +81,7 @@ class _SaveSession:
         raise NotImplementedError
 
 
-class RestingSource(_SaveSession):
-    """A PageSource over a guest at rest: nothing becomes dirty."""
-
-    live = False
-
-    def __init__(
-        self,
-        image: StoredImage,
-        *,
-        on_relinquish: Callable[[], None],
-        on_hold: Callable[[str], None],
-    ) -> None:
-        super().__init__()
-        self.config: DomainConfig = image.config
-        self._on_relinquish = on_relinquish
-        self._on_hold = on_hold
-        self._stored = recordfile.load(image.path / RECORDS)
-        self._types = PageTypes.load(image.path / TYPES)
-        self._memory = MemoryFile(image.path / MEMORY)
-        if self._memory.nr_pages < self._types.nr_pages:
-            self._memory.close()
-            raise HypervisorError(f"{image.path} is damaged: its memory is cut", operation="save")
-
-    @property
-    def nr_pages(self) -> int:
-        return self._types.nr_pages
-
-    def opening(self) -> Iterator[Record]:
-        """Yield the stored records that come before memory."""
-        self._check()
-        yield from (record for record in self._stored if isinstance(record, OPENING))
-
-    def present(self) -> DirtyBitmap:
-        """Return the frames that exist."""
-        return self._types.present()
-
-    def track_dirty(self) -> None:
-        """Nothing writes to a guest at rest."""
-
-    def take_dirty(self) -> DirtyBitmap:
-        """Return an empty bitmap."""
-        return DirtyBitmap(self.nr_pages)
-
-    def read(self, pfns: Pfns) -> Pages:
-        """Return the frames, as they were read from the image."""
-        self._check()
-        types = self._types.of(pfns)
-        batch = PageBatch(pfns, types)
-        return Pages(batch, self._memory.read(batch.with_data()))
-
-    def suspend(self) -> None:
-        """A guest at rest is suspended already."""
-        self._check()
-
-    def closing(self) -> Iterator[Record]:
-        """Yield the stored records that come after memory, as they came, then End."""
-        self._check()
-        yield from (record for record in self._stored if not isinstance(record, OPENING))
-        self._said_end = True
-        yield End()
-
-    def _relinquish(self) -> None:
-        self._on_relinquish()
-
-    def _resume(self) -> None:
-        pass
-
-    def _hold(self, reason: str) -> None:
-        self._on_hold(reason)
-
-    def _release(self) -> None:
-        self._memory.close()
-
-
-class RunningSource(_SaveSession):
+class RunningSource(StoreSession):
     """A PageSource over a guest that a runner executes."""
 
     live = True

@@ -41,7 +41,6 @@ class XlGuests:
         xen = info(self._tool)
         return Capabilities(
             guest_types=xen.guest_types,
-            page_access=False,
             live_save=_live(xen),
             runs_guests=True,
             free_memory_bytes=xen.free_bytes,

@@ -32,6 +32,7 @@ class XlSource:
     """
 
     live = False  # the guest stands still while it is read
+    at_rest = False
 
     def __init__(
         self,

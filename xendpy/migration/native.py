@@ -1,9 +1,10 @@
 """A toolstack's records on their way to a peer: as they are, or as a xend's.
 
-The legacy image announces at its head what libxl only says at the end. A guest that stands still
-is written down as a whole first: xl has then done all its work before the first byte leaves, and
-what a xend cannot be told is refused while nothing has. A running PV guest is translated as it
-comes, behind a head that is a guess; its tail leaves only if the guess was right.
+The legacy image announces at its head what libxl only says at the end. A guest that rests is read
+twice. One that xl has just suspended is written down as a whole first: xl has then done all its
+work before the first byte leaves, and what a xend cannot be told is refused while nothing has. A
+running PV guest is translated as it comes, behind a head that is a guess; its tail leaves only if
+the guess was right.
 """
 
 from __future__ import annotations
@@ -89,6 +90,10 @@ class LegacySource:
         return self._source.live
 
     @property
+    def at_rest(self) -> bool:
+        return self._source.at_rest
+
+    @property
     def scratch(self) -> Path:
         return self._source.scratch
 
@@ -106,6 +111,8 @@ class LegacySource:
         """
         if self.live:
             return self._as_it_comes()
+        if self.at_rest:
+            return self._read_twice()
         return self._written_down()
 
     def _as_it_comes(self) -> Iterator[Record]:
@@ -121,7 +128,7 @@ class LegacySource:
         announced = replace(
             survey.facts(), has_extended=self._dialect.extended, xsave_bytes=self._xsave_bytes
         )
-        translator = ModernToLegacy(announced, self._dialect, lossy=self._lossy)
+        translator = self._translator(announced)
         tail: list[Record] = []
         for record in chain(head, records):
             if self._says_nothing(record):
@@ -149,12 +156,24 @@ class LegacySource:
             and len(record.blob) <= XSAVE_UNUSED
         )
 
+    def _read_twice(self) -> Iterator[Record]:
+        survey = Survey(self._dialect)
+        for record in self._source.records():
+            survey.apply(record)
+        translator = self._translator(survey.facts())
+        for record in self._source.records():
+            yield from translator.translate(record)
+        self._tell(translator.notes)
+
+    def _translator(self, facts: Facts) -> ModernToLegacy:
+        return ModernToLegacy(facts, self._dialect, lossy=self._lossy)
+
     def _written_down(self) -> Iterator[Record]:
         guest_type = self.config.guest_type
         with self._file() as fd:
             survey = self._write_down(fd)
             os.lseek(fd, 0, os.SEEK_SET)
-            translator = ModernToLegacy(survey.facts(), self._dialect, lossy=self._lossy)
+            translator = self._translator(survey.facts())
             reader = PipeReader(os.dup(fd))
             try:
                 for record in pull(libxl.decode(guest_type), reader):
