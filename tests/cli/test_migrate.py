@@ -181,6 +181,7 @@ PHASES = [
     ("stop and copy", None, "stop-and-copy"),
     ("completing", entry("sending"), "commitment"),
     ("completing", entry("released"), "activation"),
+    ("completing", entry("closed", result="moved"), "activation"),
     ("done", None, "activation"),
     ("failed", None, "failed"),
 ]

@@ -16,6 +16,7 @@ NOT_CONVERGING: Final = "not converging"
 FIRST_ESTIMATE_S: Final = 1.0
 
 ENDED: Final = ("done", "failed", "aborted")  # states
+_LET_GO: Final = ("released", "moved", "closed")  # steps of a hand-over that is not over yet
 
 _PHASES: Final = {
     "connecting": "pre-migration",
@@ -97,7 +98,7 @@ class View:
     @property
     def phase(self) -> str:
         """The stage, in the paper's words; an ended one by how it ended."""
-        if self.state == "completing" and self.handover.get("step") in ("released", "moved"):
+        if self.state == "completing" and self.handover.get("step") in _LET_GO:
             return "activation"
         return _PHASES.get(self.state, self.state)
 
