@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tests.lab.recipe import QUICK
 from tests.lab.session import Host, Session, check, matching, until
@@ -11,6 +13,7 @@ HOME = "/root/xendpy"  # where the tests lie
 PYTHON = "/usr/lib/xendpy/bin/python -m"
 TICK = re.compile(r"^TICK n=(\d+)", re.MULTILINE)
 KERNEL = "/var/lib/xen/images"
+DOOR = 9001  # where a host of ours looks like an old xend
 
 
 def config(name: str, *, memory: int = 96, more: str = "") -> str:
@@ -75,14 +78,39 @@ def walk(session: Session) -> None:
         check_nothing_left(seven)
         eight.run("rm /root/wire.sav")
     with session.step("live over the old wire (--peer-release 4.1)"):
-        words = "xm migrate --live --peer-release 4.1 wire et-virt08"
-        before = counts(seven, "wire")
-        seven.run(f"time {words}", timeout_s=1800)
-        check("wire" not in seven.guests(), "the guest is still on et-virt07")
-        session.remark = f"{before} before, {counts(eight, 'wire', before)} after"
-        eight.run("xm list; xm migrations")
-        check_nothing_left(eight)
-        eight.run("xm destroy wire")
+        _to_a_xend(session, seven, eight, "--live ")
+    with session.step("offline over the old wire"):
+        _to_a_xend(session, eight, seven, "")
+        seven.run("xm destroy wire")
+
+
+def _to_a_xend(session: Session, source: Host, target: Host, live: str) -> None:
+    """Have the daemon send the guest as xend's own format, and the other take it as that."""
+    before = counts(source, "wire")
+    with old_door(target):
+        words = f"xm migrate {live}--peer-release 4.1 -p {DOOR} wire {target.name}"
+        source.run(f"time {words}", timeout_s=1800)
+    check("wire" not in source.guests(), f"the guest is still on {source.name}")
+    session.remark = f"{before} before, {counts(target, 'wire', before)} after"
+    target.run("xm list; xm migrations")
+    taken = target.run("grep -F 'wire runs here' /var/log/xen/xend.log | tail -n 1")
+    matching(r"\(from_xend:", taken, "who took the guest in")
+    for host in session.hosts:
+        check_nothing_left(host)
+
+
+@contextmanager
+def old_door(host: Host) -> Iterator[None]:
+    """Run tests.lab.old_door on a host."""
+    host.run(
+        f"(cd {HOME} && exec {PYTHON} tests.lab.old_door {DOOR}) </dev/null >/root/door.log 2>&1 &"
+        " echo $! >/root/door.pid"
+    )
+    until(lambda: f":{DOOR}" in host.ask("ss -ltn"), "the old door is open")
+    try:
+        yield
+    finally:
+        host.ask("kill $(cat /root/door.pid)")
 
 
 def check_nothing_left(host: Host) -> None:
