@@ -83,9 +83,11 @@ def test_pid_file_with_nonsense(paths: Paths, text: str) -> None:
 
 
 def test_recycled_pid_is_not_the_daemon(paths: Paths) -> None:
-    paths.pid_file.write_text(str(os.getppid()))
-    assert run(paths, "stop") == 0
-    assert not paths.pid_file.exists()
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as somebody_else:
+        paths.pid_file.write_text(str(somebody_else.pid))
+        assert run(paths, "stop") == 0
+        assert not paths.pid_file.exists()
+        assert somebody_else.poll() is None
 
 
 def test_running_daemon(paths: Paths, sleeper: subprocess.Popen[str]) -> None:

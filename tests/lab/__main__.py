@@ -20,7 +20,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.lab import build, chapter, contract, faults, guests, oldwire, project, virsh
+from tests.lab import (
+    build,
+    chapter,
+    contract,
+    faults,
+    guests,
+    oldwire,
+    parking,
+    project,
+    virsh,
+)
 from tests.lab.build import Image
 from tests.lab.errors import LabError
 from tests.lab.machine import Machine, attach, start
@@ -31,6 +41,7 @@ from tests.lab.session import Host, Row, Session
 PARTS: dict[str, Callable[[Session], None]] = {
     "chapter": chapter.walk,
     "oldwire": oldwire.walk,
+    "parking": parking.walk,
     "guests": guests.walk,
     "virsh": virsh.walk,
     "contract": contract.walk,
