@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.peers.fake_xl import FakeXl
+from tests.peers.fake_xl import FakeGuest, FakeXl
 from tests.peers.relocation_host import converse
 from tests.peers.xend import Report, Sender
 from tests.peers.xl_host import XlHost, listening
@@ -118,6 +118,36 @@ async def test_a_guest_that_xl_does_not_build_is_not_lost(
             good = await sent(host, wire("web2", 2))
             assert not good.guest_lives
             assert host.guests["web2"] == RUNS
+    finally:
+        host.close()
+
+
+class Spoilt(FakeXl):
+    """An xl that fails at a verb once it has a guest."""
+
+    def __init__(self, verb: str) -> None:
+        super().__init__()
+        self._verb = verb
+
+    def add(self, *args: Any, **more: Any) -> FakeGuest:
+        self.refuse[self._verb] = "libxl: error: xenstore is busy\n"
+        return super().add(*args, **more)
+
+
+@pytest.mark.parametrize("verb", ["info", "unpause"])
+async def test_a_guest_that_xl_does_not_start_is_told_of(
+    tmp_path: Path, verb: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = XlHost(tmp_path, tool=Spoilt(verb))
+    try:
+        async with listening(host):
+            report = await sent(host, wire())
+        assert not report.guest_lives
+        assert host.guests == {"web1": "--p---"}
+        assert re.search("web1 has come .* xenstore is busy; then xm unpause web1", caplog.text)
+        heal(host.tool)
+        host.hypervisor.unpause(host.hypervisor.find("web1"))
+        assert host.guests == {"web1": RUNS}
     finally:
         host.close()
 

@@ -14,7 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from xendpy.config import XendConfig
-from xendpy.errors import ChannelAborted, ChannelError, JournalError, StreamError, XendError
+from xendpy.errors import (
+    ChannelAborted,
+    ChannelError,
+    DomainStateError,
+    JournalError,
+    StreamError,
+    XendError,
+)
 from xendpy.hypervisor.base import Hypervisor
 from xendpy.migration.handover import Direction, Entry, Step
 from xendpy.migration.home import home_of
@@ -146,18 +153,19 @@ class ReceiveFromXend:
         )
 
     def _unpause(self, received: Received) -> None:
-        if not self.hypervisor.capabilities().runs_guests:
-            log.info("%s rests here, paused", received.config.name)
-            return
+        name, here = received.config.name, received.domain.name
         began_s = time.monotonic()
         try:
+            if not self.hypervisor.capabilities().runs_guests:
+                log.info("%s rests here, paused", name)
+                return
             self.hypervisor.unpause(received.domain)
+        except DomainStateError as error:
+            log.info("%s rests here, paused: %s", name, error)
         except XendError as error:
-            log.info("%s rests here, paused: %s", received.config.name, error)
-            return
-        log.info(
-            "%s runs here, unpaused in %.3f s", received.config.name, time.monotonic() - began_s
-        )
+            log.error("%s has come and does not run: %s; then xm unpause %s", name, error, here)
+        else:
+            log.info("%s runs here, unpaused in %.3f s", name, time.monotonic() - began_s)
 
 
 def refuse(channel: Channel, text: str) -> None:
