@@ -30,6 +30,8 @@ on_crash = "preserve"
 
 def create(host: Host, name: str, *, memory: int = 96, more: str = "") -> None:
     """Create a guest that counts, and see it count."""
+    # A guest of that name that was here before has left its last number.
+    host.ask(f"truncate -c -s 0 /var/log/xen/console/guest-{name}.log")
     host.run(f"cat >{name}.cfg <<'end'\n{config(name, memory=memory, more=more)}end")
     host.run(f"xm create {name}.cfg")
     counts(host, name)
