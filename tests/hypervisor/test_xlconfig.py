@@ -185,6 +185,15 @@ def test_cpuid_is_told_in_each_format():
     assert read_guest(parse_json(to_json(guest)), RULES).cpuid == guest.cpuid
 
 
+def test_cpuid_is_understood_as_xl_of_today_prints_it():
+    guest = built(PV.replace("(cpu_cap 0)", f"(cpu_cap 0) {CPUID}"))
+    config = said(guest)
+    config["b_info"]["cpuid"] = {"cpuid": LEAVES, "msr": []}
+    assert read_guest(parse_json(json.dumps(config).encode()), RULES).cpuid == guest.cpuid
+    config["b_info"]["cpuid"] = {"cpuid": [], "msr": []}
+    assert read_guest(parse_json(json.dumps(config).encode()), RULES).cpuid == ()
+
+
 @pytest.mark.parametrize("row", ["(one ((eax 0x1)))", "(1 ((efl 0x1)))", "(1 ((eax 01)))", "1"])
 def test_cpuid_that_is_none_is_refused(row):
     with pytest.raises(DomainError, match=r"cpuid .* is not understood"):

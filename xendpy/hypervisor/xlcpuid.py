@@ -76,8 +76,13 @@ def as_json(leaves: Sequence[Leaf]) -> list[dict[str, Any]]:
     ]
 
 
-def as_sxp(entries: Sequence[Mapping[str, Any]]) -> sxp.SxpList:
-    """Return libxl's list as xend's."""
+def as_sxp(said: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> sxp.SxpList:
+    """Return libxl's list as xend's.
+
+    Debian's xl of 4.17.7, as 4.18's, prints it within `{"cpuid": [...], "msr": [...]}`; what is
+    said of MSRs is in the stream as well, and has no place in xend's configuration.
+    """
+    entries = said.get("cpuid", ()) if isinstance(said, Mapping) else said
     rows: sxp.SxpList = []
     for entry in entries:
         place = str(entry["leaf"])

@@ -78,8 +78,8 @@ def _entries(config: Json) -> Iterator[sxp.SxpList]:
     yield ["cpu_cap", str(sched.get("cap", 0))]
     yield from _actions(config)
     yield ["shadow_memory", str(int(built.get("shadow_memkb", 0)) >> 10)]
-    if built.get("cpuid"):
-        yield ["cpuid", xlcpuid.as_sxp(built["cpuid"])]
+    if leaves := xlcpuid.as_sxp(built.get("cpuid") or ()):
+        yield ["cpuid", leaves]
     yield ["image", _image(created, built)]
     for device in _devices(config):
         yield ["device", device]
