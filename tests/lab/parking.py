@@ -30,7 +30,7 @@ def walk(session: Session) -> None:
             before = count(eight, GUEST)
             check(GUEST not in eight.guests(), f"the guest is still on {eight.name}")
             matching(rf"^{GUEST} .* --p--- ", seven.run(f"{xm} list"), "the store's xm list")
-            seven.run(f"time {xm} migrate {GUEST} {seven.name}", timeout_s=1800)
+            seven.run(f"time {xm} migrate -p 8002 {GUEST} {seven.name}", timeout_s=1800)
             check(GUEST not in seven.run(f"{xm} list"), "the store has it still")
         session.remark = f"{before} before, {counts(seven, GUEST, before)} after"
         seven.run("xm list; xm migrations")
