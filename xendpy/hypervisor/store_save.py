@@ -13,11 +13,7 @@ from xendpy.errors import HypervisorError
 from xendpy.guest.domain import DomainConfig
 from xendpy.guest.pages import HAS_DATA, DirtyBitmap, PageBatch, PageType, Pfns
 from xendpy.hypervisor.runner import Running
-from xendpy.stream.records import (
-    End,
-    Pages,
-    Record,
-)
+from xendpy.stream.records import End, Pages, Record
 
 IN_DOUBT = "the connection was lost after the guest's last byte"
 

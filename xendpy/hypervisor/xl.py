@@ -23,7 +23,7 @@ from xendpy.hypervisor.xladmission import Admission, Incoming
 from xendpy.hypervisor.xlconfig import as_created, to_cfg, to_json
 from xendpy.hypervisor.xlguest import read_guest
 from xendpy.hypervisor.xlguests import as_domain, config_of
-from xendpy.hypervisor.xlholds import XlHolds
+from xendpy.hypervisor.xlholds import XlHolds, before
 from xendpy.hypervisor.xllist import AWAY, INCOMING, Listed, info, list_guests
 from xendpy.hypervisor.xlmigrate import XlLiveSource
 from xendpy.hypervisor.xlnotes import Note, Notes
@@ -215,12 +215,11 @@ class XlHypervisor(XlHolds):
             raise DomainStateError(
                 domain.name, f"Domain '{domain.name}' is being saved.", actual="leaving"
             )
-        before = "paused" if guest.state is DomainState.PAUSED else "running"
-        note = replace(note, stopped=before)
+        note = replace(note, stopped=before(guest))
         self._leaving[guest.domid] = migration_id
         try:
             self._notes.put(note)
-            if before == "paused":  # a paused guest does not answer a suspend request
+            if note.stopped == "paused":  # a paused guest does not answer a suspend request
                 self._xl("unpause", guest.domid)
             source = (XlLiveSource if live else XlSource)(
                 self._tool,

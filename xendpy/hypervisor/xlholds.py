@@ -11,6 +11,11 @@ from xendpy.hypervisor.xllist import AWAY, Listed, list_guests
 from xendpy.hypervisor.xlnotes import Note
 
 
+def before(guest: Listed) -> str:
+    """Return what a note's `stopped` says of a guest that is about to stand still."""
+    return "paused" if guest.state is DomainState.PAUSED else "running"
+
+
 class XlHolds(XlGuests):
     """What keeps a guest still, durably noted, and gives it back as it was."""
 
@@ -18,8 +23,7 @@ class XlHolds(XlGuests):
         """Keep a guest paused and note why: another host may own it."""
         guest = self._listed(domain)
         note = self._notes.get(guest.domid, guest.uuid)
-        before = note.stopped or ("paused" if guest.state is DomainState.PAUSED else "running")
-        self._keep_still(guest, replace(note, held=reason, stopped=before))
+        self._keep_still(guest, replace(note, held=reason, stopped=note.stopped or before(guest)))
 
     def release_hold(self, domain: Domain) -> None:
         """Give a guest that was held, or that a broken save left paused, back."""
