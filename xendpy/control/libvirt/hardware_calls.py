@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from xendpy import sxp
 from xendpy.control.events import EventKind
-from xendpy.control.libvirt.domain_calls import find
+from xendpy.control.libvirt.guests import find
 from xendpy.control.libvirt.session import Procedure, Session
 from xendpy.control.libvirt.wire import Code
 from xendpy.control.libvirt.xdr import Reader, Writer

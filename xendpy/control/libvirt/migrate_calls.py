@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from xendpy.control.events import EventKind
-from xendpy.control.libvirt.domain_calls import add_domain, find, undefine
+from xendpy.control.libvirt.guests import add_domain, find, undefine
 from xendpy.control.libvirt.layouts import refuse_flags
 from xendpy.control.libvirt.session import Procedure, Session
 from xendpy.control.libvirt.wire import Code

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xendpy.control.libvirt.domain_calls import find, has_managed_save
 from xendpy.control.libvirt.domain_xml import to_xml
+from xendpy.control.libvirt.guests import find, has_managed_save
 from xendpy.control.libvirt.session import Procedure, Session
 from xendpy.control.libvirt.wire import Code
 from xendpy.control.libvirt.xdr import Reader, Writer

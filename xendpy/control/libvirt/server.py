@@ -21,6 +21,7 @@ from xendpy.control.libvirt import (
     domain_calls,
     hardware_calls,
     host_calls,
+    looking_calls,
     migrate_calls,
     saved_calls,
     storage_calls,
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 TABLE: Mapping[int, Procedure] = {
     **host_calls.TABLE,
     **domain_calls.TABLE,
+    **looking_calls.TABLE,
     **xml_calls.TABLE,
     **hardware_calls.TABLE,
     **saved_calls.TABLE,

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from xendpy import sxp
-from xendpy.control.libvirt.domain_calls import find
 from xendpy.control.libvirt.domain_xml import to_xml
+from xendpy.control.libvirt.guests import find
 from xendpy.control.libvirt.session import Procedure, Session
 from xendpy.control.libvirt.wire import Code
 from xendpy.control.libvirt.xdr import Reader, Writer
