@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tests.lab.oldwire import KERNEL, TICK, count
 from tests.lab.recipe import QUICK
-from tests.lab.session import Host, Session, check, matching, until
+from tests.lab.session import Host, Session, StepFailed, check, matching, until
 
 # A guest with another clock crashes on instructions that the emulator has not.
 PVH = f"""\
@@ -39,6 +39,7 @@ class Kind:
     config: str
     create: str
     counted: Callable[[Host, str], int]
+    attempts: int = 1
 
 
 def _debug_port(host: Host, _name: str) -> int:
@@ -49,7 +50,9 @@ def _debug_port(host: Host, _name: str) -> int:
 KINDS = (
     # xend had no word for PVH: the guest is started as any other of xl's.
     Kind("pvhguest", PVH, "xl create -q", count),
-    Kind("hvmguest", HVM, "xm create", _debug_port),
+    # The emulator now and then loses the stack of SeaBIOS (`xenctx` shows esp ffffffca in a
+    # segment of 16 bits): it goes in circles, and the guest's own code is never reached.
+    Kind("hvmguest", HVM, "xm create", _debug_port, attempts=3),
 )
 
 
@@ -57,14 +60,15 @@ def walk(session: Session) -> None:
     """Do with each kind what the chapter does with a PV guest."""
     seven, eight = session.hosts
     for kind in KINDS:
-        session.group(lambda one, kind=kind: _walk(one, kind, eight, seven))
+        if not session.group(lambda one, kind=kind: _walk(one, kind, eight, seven)):
+            for host in session.hosts:  # one that spins would slow all that follows
+                host.run(f"xl destroy {kind.name}", status=None)
 
 
 def _walk(session: Session, kind: Kind, here: Host, there: Host) -> None:
     with session.step(f"{kind.name}: create"):
         here.run(f"cat >{kind.name}.cfg <<'end'\n{kind.config}end")
-        here.run(f"{kind.create} {kind.name}.cfg")
-        _counts(here, kind, 0)
+        _create(session, kind, here)
     _migrate(session, kind, here, there)
     with session.step(f"{kind.name}: xm save, xm restore"):
         saved = _counts(there, kind, 0)
@@ -74,6 +78,20 @@ def _walk(session: Session, kind: Kind, here: Host, there: Host) -> None:
         _counts(there, kind, saved)
     _migrate(session, kind, there, here)
     here.run(f"xm destroy {kind.name}")
+
+
+def _create(session: Session, kind: Kind, host: Host) -> None:
+    for attempt in range(1, kind.attempts + 1):
+        host.run(f"{kind.create} {kind.name}.cfg")
+        try:
+            _counts(host, kind, 0)
+            return
+        except StepFailed:
+            host.run(f"xl dmesg | tail -n 3; xl list {kind.name}")
+            if attempt == kind.attempts:
+                raise
+        session.remark = f"its BIOS stood still {attempt} times"
+        host.run(f"xm destroy {kind.name}")
 
 
 def _migrate(session: Session, kind: Kind, source: Host, target: Host) -> None:
