@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.harness import MIB, Bench, Row, at_most
-from tests.peers.hosts import free_port, pair
+from tests.peers.hosts import host_port, pair
 
 QEMU = "qemu-system-x86_64"
 DEADLINE_S = 120.0
@@ -55,7 +55,7 @@ def run(bench: Bench) -> None:
 
 def _qemu(directory: Path, image: Path, mib: int) -> dict[str, Any]:
     """Migrate a guest between two QEMUs; return what query-migrate says at the end."""
-    port = free_port()
+    port = host_port()
     backend = f"memory-backend-file,id=ram,size={mib}M,mem-path={image},share=off"
     with ExitStack() as stack:
         source = stack.enter_context(

@@ -14,7 +14,7 @@ from xmlrpc.client import dumps, loads
 from tests.bench import sender
 from tests.bench.harness import Bench, Row, at_most, timed
 from tests.bytes_source import BytesSource
-from tests.peers.hosts import Host, free_port
+from tests.peers.hosts import Host, host_port
 from xendpy.guest.domain import DomainConfig, GuestType
 from xendpy.hypervisor.store import StoreHypervisor
 from xendpy.migration.receive import NoGuest, drive
@@ -38,7 +38,7 @@ def run(bench: Bench) -> None:
 def daemon(bench: Bench, name: str) -> Iterator[Host]:
     """A daemon that has not been started, whose state is on tmpfs; stopped and gone at the end."""
     root = bench.memory_directory / name
-    host = Host("et-virt07", root, "127.0.0.1", free_port())
+    host = Host("et-virt07", root, "127.0.0.1", host_port())
     host.configure()
     try:
         yield host

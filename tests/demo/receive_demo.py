@@ -15,7 +15,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.peers.ports import free_port
 
 DATA = Path(__file__).parent.parent / "data"
 GUESTS = ("xend-4.4-pv64-live", "xend-4.4-hvm-live")
@@ -179,12 +180,6 @@ def _next_data(fd: int, position: int) -> int:
         if error.errno != errno.ENXIO:  # nothing but a hole up to the end
             raise
         return sys.maxsize
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def heading(text: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers.hosts import Host, free_port, pair
+from tests.peers.hosts import Host, host_port, pair
 from tests.peers.virsh import MORE, clear, start
 
 
@@ -13,7 +13,7 @@ from tests.peers.virsh import MORE, clear, start
 def virsh_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
     directory = tmp_path_factory.mktemp("virsh")
     with pair(directory) as both:
-        port = free_port()
+        port = host_port()
         for host in both:
             file = host.root / "etc/xen/xend-config.sxp"
             text = file.read_text().replace("(xendpy-libvirt-server no)\n", "")

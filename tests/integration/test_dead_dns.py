@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers.hosts import Host, free_port, serving, until
+from tests.peers.hosts import Host, host_port, serving, until
 from tests.peers.relocation_host import read_all
 from tests.streams import config, envelope, pv_image
 
@@ -43,7 +43,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
         pytest.skip("no mount namespace of its own for this user")
     own[-1] += ' && exec "$0" "$@"'
     place = tmp_path / "a"
-    made = Host("et-virt07", place, "127.0.0.1", free_port(), (*own, sys.executable, "-m"))
+    made = Host("et-virt07", place, "127.0.0.1", host_port(), (*own, sys.executable, "-m"))
     made.configure(more=MORE)
     file = place / "etc/xen/xend-config.sxp"
     file.write_text(

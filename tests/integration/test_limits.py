@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers.hosts import Host, free_port, serving, until
+from tests.peers.hosts import Host, host_port, serving, until
 from tests.peers.relocating import READY
 from tests.peers.relocation_host import read_all
 from tests.streams import config, entries, envelope, hvm_image, pv_image, qemu_record
@@ -45,7 +45,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    made = Host("et-virt07", tmp_path_factory.mktemp("limits") / "a", "127.0.0.1", free_port())
+    made = Host("et-virt07", tmp_path_factory.mktemp("limits") / "a", "127.0.0.1", host_port())
     made.configure(more=LIMITS)
     with serving(made):
         yield made

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Authority
-from tests.peers.hosts import NAMES, Host, free_port, remove_guests, until
+from tests.peers.hosts import NAMES, Host, host_port, remove_guests, until
 from tests.peers.xend_receiver import XendReceiver
 
 pytestmark = pytest.mark.timeout(480)
@@ -34,7 +34,7 @@ def secured(
     authority = Authority(directory / "pki")
     for name in {*NAMES, there}:
         authority.issue(name)
-    port, tls_port = free_port(), free_port()
+    port, tls_port = host_port(), host_port()
     hosts = [Host(name, directory / name, address, port) for name, address in NAMES.items()]
     peers = "".join(f"(xendpy-peer {name} (address {ip}))\n" for name, ip in NAMES.items())
     try:

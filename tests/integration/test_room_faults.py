@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.disks import filled, make_read_only, small_disk
-from tests.peers.hosts import Host, free_port, serving, until
+from tests.peers.hosts import Host, host_port, serving, until
 from tests.peers.relocation_host import read_all
 from tests.soak import disk
 from tests.streams import config, entries, envelope, pv_image
@@ -19,7 +19,7 @@ READY_OK = b"(ready receive)\n(ok)\n"
 
 @contextmanager
 def daemon(place: Path) -> Iterator[Host]:
-    host = Host("et-virt07", place / "et-virt07", "127.0.0.1", free_port())
+    host = Host("et-virt07", place / "et-virt07", "127.0.0.1", host_port())
     host.configure()
     with serving(host):
         yield host

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers.hosts import Host, free_port, pair, until
+from tests.peers.hosts import Host, host_port, pair, until
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/sbin:" + os.environ.get("PATH", ""))
 
@@ -30,7 +30,7 @@ def tunnel(tmp_path: Path) -> Iterator[tuple[Host, Host, int]]:
         key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)]
         subprocess.run(key, check=True)
     Path("/run/sshd").mkdir(exist_ok=True)
-    ssh_port, port = free_port(), free_port()
+    ssh_port, port = host_port(), host_port()
     server = [
         *(str(SSHD), "-D", "-e", "-f", "/dev/null", "-p", str(ssh_port)),
         *("-o", "ListenAddress=127.0.0.2", "-o", f"HostKey={tmp_path}/host"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers.hosts import Host, free_port, serving, until
+from tests.peers.hosts import Host, host_port, serving, until
 from tests.trees import TREEINFO
 
 
@@ -53,7 +53,7 @@ ALWAYS = "--connect xen:///system --osinfo detect=on,require=off --noautoconsole
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
-    host = Host("et-virt07", tmp_path / "host", "127.0.0.1", free_port())
+    host = Host("et-virt07", tmp_path / "host", "127.0.0.1", host_port())
     host.configure()
     file = host.root / "etc/xen/xend-config.sxp"
     file.write_text(file.read_text().replace("(xendpy-libvirt-server no)\n", ""))

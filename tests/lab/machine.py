@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.lab.errors import LabError
 from tests.lab.recipe import QUICK
+from tests.peers.ports import free_port
 
 if TYPE_CHECKING:
     from tests.lab.build import Image
@@ -151,7 +152,7 @@ def start(image: Image, number: int, peer: int, *disks: Path) -> Machine:
     run = image.directory / "run"
     run.mkdir(exist_ok=True)
     _overlay(run, number, (image.dom0_disk, *disks))
-    port = _free_port()
+    port = free_port()
     with open(run / f"{number}.log", "wb") as log:
         process = subprocess.Popen(
             _argv(image, number, peer, port, 1 + len(disks)),
@@ -211,11 +212,6 @@ def _argv(image: Image, number: int, peer: int, port: int, disks: int) -> list[s
         drive = f"file={over},if=none,id=d{index},format=qcow2,cache=unsafe"
         argv += ["-drive", drive, "-device", f"virtio-blk-pci,drive=d{index}"]
     return argv
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def main() -> int:

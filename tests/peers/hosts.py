@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.peers.ports import free_port
 from xendpy.cli.rpc import Server
 
 DEADLINE_S = 180.0
@@ -197,7 +198,7 @@ def serving(host: Host) -> Iterator[Host]:
 @contextlib.contextmanager
 def pair(directory: Path, *, more: str = "") -> Iterator[tuple[Host, Host]]:
     """Run et-virt07 and et-virt08; guests and daemons are gone at the end."""
-    port = free_port()
+    port = host_port()
     hosts = [Host(name, directory / name, address, port) for name, address in NAMES.items()]
     peers = "".join(f"(xendpy-peer {name} (address {ip}))\n" for name, ip in NAMES.items())
     try:
@@ -224,16 +225,9 @@ def remove_guests(host: Host) -> None:
             host.call("xend.domain.destroy", name)
 
 
-def free_port() -> int:
+def host_port() -> int:
     """Return a port that is free on the addresses of both hosts."""
-    while True:
-        with socket.create_server((NAMES["et-virt07"], 0)) as probe:
-            port = int(probe.getsockname()[1])
-            try:
-                with socket.create_server((NAMES["et-virt08"], port)):
-                    return port
-            except OSError:
-                continue
+    return free_port(*NAMES.values())
 
 
 def _wait_for_end(handle: int) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from tests.peers.ports import free_port
 from xendpy.config_file import load
 from xendpy.control.notify import Notifier
 from xendpy.control.service import Service
@@ -53,7 +53,7 @@ class ServiceHost:
 
 def pair_configs() -> dict[str, str]:
     """Return the configurations of two hosts, a and b, that know each other."""
-    ports = {name: _free_port() for name in ("a", "b")}
+    ports = {name: free_port() for name in ("a", "b")}
     return {
         name: CONFIG.format(name=name, port=ports[name], peer=peer, peer_port=ports[peer])
         for name, peer in (("a", "b"), ("b", "a"))
@@ -71,8 +71,3 @@ async def pair_of_services(
         ServiceHost(place / "a", made["a"]) as here,
     ):
         yield here, there
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

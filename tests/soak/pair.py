@@ -21,6 +21,7 @@ from typing import Any
 
 from tests.control.daemons import _end_guests
 from tests.peers import nursery
+from tests.peers.ports import free_port
 from tests.peers.proxy import Proxy
 from xendpy.errors import HypervisorError
 from xendpy.hypervisor import testguest_link
@@ -156,7 +157,7 @@ class Pair:
 
     def __init__(self, place: Path, *, memory_mib: int = 8) -> None:
         self._stack = ExitStack()
-        ports = [_free_port(), _free_port()]
+        ports = [free_port(), free_port()]
         self.a, self.b = (
             Host(name, place / name, port) for name, port in zip("ab", ports, strict=True)
         )
@@ -267,8 +268,3 @@ class Pair:
 
 
 ENDED = ("done", "failed", "aborted")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

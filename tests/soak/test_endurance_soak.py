@@ -18,7 +18,7 @@ from threading import Barrier
 
 import pytest
 
-from tests.peers.hosts import Host, free_port, pair, serving, until
+from tests.peers.hosts import Host, host_port, pair, serving, until
 from tests.streams import Image, config, entries, envelope, pv_image
 from xendpy.control.workers import QUICK_THREADS
 from xendpy.guest.pages import PAGE_SIZE
@@ -127,7 +127,7 @@ def check_ticks(host: Host) -> None:
 @contextmanager
 def one_host(place: Path) -> Iterator[Host]:
     """Run a host that takes as many guests at a time as the test sends."""
-    host = Host("et-virt07", place / "et-virt07", "127.0.0.1", free_port())
+    host = Host("et-virt07", place / "et-virt07", "127.0.0.1", host_port())
     host.configure(more=f"(xendpy-max-incoming {AT_A_TIME})\n")
     with serving(host):
         yield host
