@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import recorded, streams
-from tests.peers.hosts import TICKER, Host, pair, until
+from tests.peers.hosts import TICKER, Host, pair, remove_guests, until
 from tests.peers.xend import Sender
 from tests.peers.xend_receiver import XendReceiver
 from xendpy.hypervisor import testguest_link
@@ -47,8 +47,7 @@ def there(hosts: tuple[Host, Host]) -> Host:
 def nothing_left(hosts: tuple[Host, Host]) -> Iterator[None]:
     yield
     for host in hosts:
-        for guest in host.guests():
-            host.call("xend.domain.destroy", guest)
+        remove_guests(host)
 
 
 def ticks(host: Host, guest: str = "testvm1") -> list[int]:
@@ -323,11 +322,13 @@ def expected_pages(release: str = "4.4") -> dict[int, str]:
     return {int(pfn, 16): digest for pfn, digest in description["page_sha256"].items()}
 
 
-def old_host(here: Host, receiver: XendReceiver) -> None:
+def old_host(here: Host, receiver: XendReceiver, verdict_s: int = 60) -> None:
     """Let `here` know the old host by name, and how long to wait for its verdict."""
     config = here.root / "etc/xen/xend-config.sxp"
-    kept = [line for line in config.read_text().splitlines() if "oldhost" not in line]
-    config.write_text("\n".join([*kept, receiver.peer_row(), "(xendpy-verdict-timeout 1)", ""]))
+    said = config.read_text().splitlines()
+    kept = [line for line in said if "oldhost" not in line and "verdict" not in line]
+    rows = (receiver.peer_row(), f"(xendpy-verdict-timeout {verdict_s})")
+    config.write_text("\n".join([*kept, *rows, ""]))
     before = here.log().count("configuration reloaded")
     here.xend("reload")
     until(lambda: here.log().count("configuration reloaded") > before, "reloaded")
@@ -380,7 +381,7 @@ def test_an_old_xend_that_refuses_leaves_it_here(here: Host, behaviour: str) -> 
 def test_in_doubt_until_an_operator_settles(here: Host, behaviour: str, choice: str) -> None:
     name = rest(here)
     with XendReceiver(behaviour=behaviour) as old:
-        old_host(here, old)
+        old_host(here, old, verdict_s=1)
         done = here.xm("migrate", name, "oldhost", check=False)
     assert done.returncode == 4
     (entry,) = here.in_doubt()
