@@ -28,7 +28,7 @@ test: $(STAMP)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 bench: $(STAMP)
 	@$(RUN) -m tests.bench
