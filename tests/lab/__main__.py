@@ -33,7 +33,7 @@ from tests.lab import (
 )
 from tests.lab.build import Image
 from tests.lab.errors import LabError
-from tests.lab.machine import Machine, attach, start
+from tests.lab.machine import Cable, Machine, attach, start
 from tests.lab.place import cache
 from tests.lab.recipe import HOSTS
 from tests.lab.session import Host, Row, Session
@@ -85,8 +85,9 @@ def _anew(place: Path, args: argparse.Namespace) -> int:
     _show_packages(image)
     _stop(place)
     try:
-        seven = Host(start(image, 7, 8, image.share_disk))
-        session = Session(seven, Host(start(image, 8, 7)), [built], fault=args.fault)
+        cable = Cable.between(*HOSTS)
+        seven = Host(start(image, 7, cable, image.share_disk))
+        session = Session(seven, Host(start(image, 8, cable)), [built], fault=args.fault)
         if session.group(_boot) and not args.up:
             _parts(session, args.only)
         return 0 if session.table() else 1

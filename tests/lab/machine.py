@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.lab.errors import LabError
 from tests.lab.recipe import QUICK
-from tests.peers.ports import free_port
+from tests.peers.ports import free_port, free_udp_ports
 
 if TYPE_CHECKING:
     from tests.lab.build import Image
@@ -141,8 +141,25 @@ def _copy(answers: Any, target: Path, size: int) -> None:
             size -= len(block)
 
 
-def start(image: Image, number: int, peer: int, *disks: Path) -> Machine:
-    """Start a host beside its peer; it has `disks` as /dev/vdb and so on.
+@dataclass(frozen=True, slots=True)
+class Cable:
+    """What joins two hosts: a UDP port at each end, which no other lab on this machine has."""
+
+    ports: Mapping[int, int]
+
+    @classmethod
+    def between(cls, *numbers: int) -> Cable:
+        """Return a cable between the hosts of these numbers."""
+        return cls(dict(zip(numbers, free_udp_ports(len(numbers)), strict=True)))
+
+    def option(self, number: int) -> str:
+        """Return what QEMU is told of the end at host `number`."""
+        (peer,) = (port for other, port in self.ports.items() if other != number)
+        return f"udp=127.0.0.1:{peer},localaddr=127.0.0.1:{self.ports[number]}"
+
+
+def start(image: Image, number: int, cable: Cable, *disks: Path) -> Machine:
+    """Start a host at its end of the cable; it has `disks` as /dev/vdb and so on.
 
     What it writes to them goes into files of this run.
 
@@ -155,7 +172,7 @@ def start(image: Image, number: int, peer: int, *disks: Path) -> Machine:
     port = free_port()
     with open(run / f"{number}.log", "wb") as log:
         process = subprocess.Popen(
-            _argv(image, number, peer, port, 1 + len(disks)),
+            _argv(image, number, cable, port, 1 + len(disks)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -190,9 +207,8 @@ def _overlay(run: Path, number: int, disks: tuple[Path, ...]) -> None:
             raise LabError(str(error)) from error
 
 
-def _argv(image: Image, number: int, peer: int, port: int, disks: int) -> list[str]:
+def _argv(image: Image, number: int, cable: Cable, port: int, disks: int) -> list[str]:
     run = image.directory / "run"
-    cable = f"udp=127.0.0.1:{7700 + peer},localaddr=127.0.0.1:{7700 + number}"
     argv = [
         "qemu-system-x86_64", "-name", f"et-virt{number:02}", "-machine", "pc", "-nodefaults",
         "-accel", "tcg,thread=single,tb-size=512", "-icount", f"shift={CLOCK_SHIFT}",
@@ -204,7 +220,7 @@ def _argv(image: Image, number: int, peer: int, port: int, disks: int) -> list[s
         "-initrd", f"{image.vmlinux} {KERNEL.format(number=number)},{image.dom0_ramdisk}",
         "-netdev", f"user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{AGENT_PORT}",
         "-device", f"virtio-net-pci,netdev=n0,romfile=,mac=52:54:00:10:00:0{number}",
-        "-netdev", f"socket,id=n1,{cable}",
+        "-netdev", f"socket,id=n1,{cable.option(number)}",
         "-device", f"virtio-net-pci,netdev=n1,romfile=,mac=52:54:00:77:00:0{number}",
     ]  # fmt: skip
     for index in range(disks):

@@ -26,3 +26,12 @@ def free_port(*addresses: str) -> int:
                 return port
         except OSError:
             continue
+
+
+def free_udp_ports(count: int) -> list[int]:
+    """Return ports of 127.0.0.1 that nobody else has a UDP socket on, each another."""
+    with ExitStack() as probes:
+        socks = [probes.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(count)]
+        for sock in socks:
+            sock.bind(("127.0.0.1", 0))
+        return [int(sock.getsockname()[1]) for sock in socks]
