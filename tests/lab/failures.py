@@ -100,7 +100,7 @@ def _broken_script(session: Session) -> None:
     before = count(source, GUEST)
     with broken_script(target):
         shown = source.run(f"xm migrate {GUEST} {target.name}", status=1, timeout_s=1800)
-        matching(r"^Error: .*", shown, "what xm migrate says")
+        matching(r"^Error: .*/vif-bridge .*\(from ", shown, "what xm migrate says")
         check(settled(session, before) is source, "the guest has moved")
 
 
@@ -109,7 +109,8 @@ def _broken_script_old(session: Session) -> None:
     seven, eight = session.hosts
     saved = _as_old_file(eight, "legacy", VIF)
     with broken_script(seven):
-        send_old(eight, seven, "/root/legacy.sav", "4.1")
+        shown = send_old(eight, seven, "/root/legacy.sav", "4.1")
+        matching(r"^then: .*destroyed", shown, "what the old xend did")
         log = "tail -n 60 /var/log/xen/xend.log"
         until(lambda: "xm restore /" in seven.ask(log), "the log says what to do")
     line = matching(r"xm restore (/\S+\.save)", seven.ask(log), "the log")
@@ -130,7 +131,8 @@ def _as_old_file(host: Host, name: str, more: str = "") -> int:
 
 def _cut_old(session: Session) -> None:
     seven, eight = session.hosts
-    send_old(eight, seven, "/root/legacy.sav", "4.1", cut="20000000")
+    shown = send_old(eight, seven, "/root/legacy.sav", "4.1", cut="20000000")
+    matching("sent 20000000 bytes", shown, "what the old xend did")
     until(lambda: "legacy" not in seven.ask("xl list"), "the half guest is gone")
     check("legacy" not in seven.run("xm list; xl list"), "a half guest is left")
     check_nothing_left(seven)

@@ -23,7 +23,7 @@ def _no_memory(session: Session) -> None:
         " xl create -p -q filler.cfg memory=$((free - 60)); xl list"
     )
     try:
-        _refused(session, r"MiB")
+        _refused(session, r"^Error: .* MiB .*\(from ")
     finally:
         target.run("xl destroy filler")
 
