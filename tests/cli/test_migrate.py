@@ -212,6 +212,28 @@ def test_a_guest_that_outruns_the_link_is_said_to() -> None:
     )
 
 
+def test_what_only_a_toolstack_knows_is_not_told(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds = [
+        {"index": 0, "sent_pages": 65536, "dirtied_pages": None, "seconds": 1.0, "last": False}
+    ]
+    values = {"rounds": rounds, "remaining_pages": None, "expected_downtime_s": None}
+    told = struct(dirty_pages_per_s=0.0, **values)
+    view = View.of(told)
+    assert Estimate().left(view) is None
+    assert progress.line(view, None).endswith("of 256.0 MiB VM-state, 100.0 MiB/s")
+    assert progress.qemu(view)["ram"]["remaining"] is None
+    assert run(f"migrations show {ID} --plot /dev/null", {"xendpy.migration": told}) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == [
+        "1",
+        "65536",
+        "-",
+        "256.0",
+        "1.000",
+    ]
+
+
 def test_the_first_moments_give_no_estimate() -> None:
     assert Estimate().left(View.of(struct(elapsed=0.9))) is None
 

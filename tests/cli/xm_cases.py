@@ -623,7 +623,7 @@ CASES = [
             "ID       Way Name                     Peer                   "
             "State         Round      Pages     MiB/s  Time(s)\n"
             "1f       in  web1                     10.0.0.4               "
-            "failed            3     262144     100.0     12.3\n"
+            "failed            4     262144     100.0     12.3\n"
             "    the stream ends after 3 of 8 bytes\n"
         ),
     ),

@@ -30,6 +30,7 @@ class Notes:
     def __init__(self):
         self.still = []
         self.rounds = []
+        self.dirtied = []
         self.sent_pages = 0
 
     def sent(self, nr_bytes, nr_pages):
@@ -37,6 +38,7 @@ class Notes:
 
     def round_done(self, done):
         self.rounds.append((done.index, done.sent_pages, done.last))
+        self.dirtied.append(done.dirtied_pages)
 
     def stands_still(self, since_s):
         assert since_s >= 0
@@ -144,6 +146,34 @@ def test_pfns_that_are_listed_without_a_page_were_not_sent():
     assert notes.sent_pages == 2
     assert notes.rounds == [(0, 2, True)]
     assert notes.still == [0]
+
+
+@pytest.mark.parametrize(
+    ("batches", "rounds"),
+    [
+        # The guest stood still before the last of them.
+        ([(0, 4), (4, 4), (2, 3), (9, 1), (2, 1)], [(0, 8, False), (1, 4, False), (2, 1, True)]),
+        # libxc's last iteration was empty, or its pages lay above: nobody can tell.
+        ([(0, 4), (4, 4)], []),
+    ],
+)
+def test_the_iterations_of_a_guest_that_runs_are_told_from_its_pages(batches, rounds):
+    class Running:
+        live = True
+
+        def records(self):
+            for first, nr in batches:
+                types = np.zeros(nr, np.uint8)
+                yield Pages(
+                    PageBatch(span(first, nr), types), (memoryview(bytes(nr * PAGE_SIZE)),)
+                )
+            yield SharedInfo(bytes(4096))
+
+    notes = Notes()
+    send(Running(), Named(), notes)
+    assert notes.rounds == rounds
+    assert notes.dirtied == [0 if last else None for _, _, last in rounds]
+    assert notes.still == [len(rounds)]
 
 
 class Named:

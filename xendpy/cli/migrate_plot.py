@@ -61,7 +61,8 @@ class _Plot:
             for item in view.rounds
         ]
         most = max(
-            (max(item["sent_pages"], item["dirtied_pages"]) for item in view.rounds), default=1
+            (max(item["sent_pages"], item["dirtied_pages"] or 0) for item in view.rounds),
+            default=1,
         )
         self._decades = max(1, math.ceil(math.log10(max(most, 2))))
         self._step = _nice(max(self._rates, default=1.0) / 4)
@@ -99,7 +100,7 @@ class _Plot:
             ("sent_pages", SENT, middle - width),
             ("dirtied_pages", DIRTIED, middle),
         ):
-            pages = int(item[key])
+            pages = int(item[key] or 0)
             if pages:
                 y = self._pages_y(pages)
                 yield (

@@ -50,7 +50,7 @@ class View:
     iteration: int
     page_size: int
     sent_bytes: int
-    remaining_bytes: int
+    remaining_bytes: int | None  # None: only the toolstack knows
     total_bytes: int
     pages: int
     rate: float
@@ -69,7 +69,7 @@ class View:
     def of(cls, struct: Mapping[str, Any]) -> View:
         """Return the view of a struct as `xendpy.migration` answers it."""
         page_size = int(struct["page_size"])
-        expected = struct["expected_downtime_s"]
+        expected, remaining = struct["expected_downtime_s"], struct["remaining_pages"]
         return cls(
             id=str(struct["id"]),
             name=str(struct["domain"]),
@@ -79,7 +79,7 @@ class View:
             iteration=int(struct["iteration"]),
             page_size=page_size,
             sent_bytes=int(struct["bytes"]),
-            remaining_bytes=int(struct["remaining_pages"]) * page_size,
+            remaining_bytes=None if remaining is None else int(remaining) * page_size,
             total_bytes=int(struct["total_pages"]) * page_size,
             pages=int(struct["pages"]),
             rate=float(struct["current_rate"]),
@@ -101,6 +101,11 @@ class View:
         if self.state == "completing" and self.handover.get("step") in _LET_GO:
             return "activation"
         return _PHASES.get(self.state, self.state)
+
+    @property
+    def dirty_rate_known(self) -> bool:
+        """Whether an iteration has ended of which is known what the guest wrote meanwhile."""
+        return any(not item["last"] and item["dirtied_pages"] is not None for item in self.rounds)
 
     @property
     def in_doubt(self) -> bool:
@@ -130,6 +135,8 @@ class Estimate:
             return self._left_s
         if view.dirty_rate and view.rate and view.dirty_rate >= view.rate:
             return NOT_CONVERGING
+        if view.remaining_bytes is None:
+            return None
         if not view.rate:
             return self._left_s
         # What is written meanwhile must be sent as well, and so on: a geometric series.
@@ -169,9 +176,9 @@ def line(view: View, left: float | str | None) -> str:
         f"migration {view.phase}, iteration {view.iteration + 1}, transferred"
         f" {size(view.sent_bytes)} of {size(view.total_bytes)} VM-state, {speed(view.rate)}"
     )
-    if view.iteration:
+    if view.dirty_rate_known:
         text += f", dirty rate {speed(view.dirty_rate)}"
-    if view.state == "precopy":
+    if view.state == "precopy" and view.remaining_bytes is not None:
         text += f", remaining {size(view.remaining_bytes)}, {time_left(left)}"
         if view.expected_downtime_s is not None:
             text += f", expected downtime {span(view.expected_downtime_s)}"
@@ -183,7 +190,7 @@ def qemu(view: View) -> dict[str, Any]:
     page = view.page_size
     ram = {
         "transferred": view.sent_bytes,
-        "remaining": view.remaining_bytes,
+        "remaining": view.remaining_bytes,  # null: only the toolstack knows
         "total": view.total_bytes,
         "normal": view.pages,
         "normal-bytes": view.pages * page,

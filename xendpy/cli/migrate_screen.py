@@ -127,7 +127,7 @@ class Drawn:
 
         left = self._estimate.left(view)
         table = Table.grid(padding=(0, 1))
-        done = max(0, view.total_bytes - view.remaining_bytes)
+        done = max(0, view.total_bytes - (view.remaining_bytes or 0))
         bar = ProgressBar(total=max(1, view.total_bytes), completed=done, width=30)
         if view.iteration or view.state != "precopy":
             # Later iterations resend what was written: a bar of the whole would run backwards.
@@ -137,9 +137,11 @@ class Drawn:
         sent = f"{progress.size(view.sent_bytes)} of {progress.size(view.total_bytes)}"
         rate = f"{progress.speed(view.rate)}"
         table.add_row(f"iteration {view.iteration + 1}", sent, rate)
-        dirty = f"dirty rate {progress.speed(view.dirty_rate)}" if view.iteration else ""
-        remaining = f"remaining {progress.size(view.remaining_bytes)}"
-        table.add_row(dirty, remaining, _left(left))
+        dirty = f"dirty rate {progress.speed(view.dirty_rate)}" if view.dirty_rate_known else ""
+        if view.remaining_bytes is None:
+            table.add_row(dirty, "remaining: xl does not say", "")
+        else:
+            table.add_row(dirty, f"remaining {progress.size(view.remaining_bytes)}", _left(left))
         expected = view.expected_downtime_s
         down = "" if expected is None else f"expected downtime {progress.span(expected)}"
         table.add_row(down, f"elapsed {progress.span(view.elapsed_s)}", "")

@@ -82,7 +82,7 @@ def row_line(row: Struct) -> str:
         row["domain"],
         row["peer"],
         row["state"],
-        row["iteration"],
+        int(row["iteration"]) + 1 if int(row["pages"]) else "-",
         row["pages"],
         f"{float(row['rate']) / progress.MIB:.1f}",
         f"{float(row['elapsed']):.1f}",
@@ -180,7 +180,7 @@ def _round_line(item: Mapping[str, Any], page_size: int) -> str:
     return ROUND_COLUMNS.format(
         number,
         item["sent_pages"],
-        item["dirtied_pages"],
+        "-" if item["dirtied_pages"] is None else item["dirtied_pages"],
         f"{rate:.1f}",
         f"{item['seconds']:.3f}",
     )

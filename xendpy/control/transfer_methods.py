@@ -83,11 +83,11 @@ class TransferMethods:
 
 def details(progress: MigrationProgress) -> dict[str, Any]:
     """Return what only `xendpy.migration` shows of a migration."""
-    downtime = progress.downtime
+    downtime, remaining = progress.downtime, progress.remaining_pages
     return {
         "page_size": PAGE_SIZE,
         "protocol": progress.protocol,
-        "remaining_pages": str(progress.remaining_pages),
+        "remaining_pages": None if remaining is None else str(remaining),
         "dirty_pages_per_s": progress.dirty_pages_per_s,
         "expected_downtime_s": progress.expected_downtime_s,
         "current_rate": progress.current_bytes_per_s,

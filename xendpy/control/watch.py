@@ -30,7 +30,7 @@ class OutgoingWatch:
         self._window_bytes = 0
         self._first_window = True
         self._in_round = 0
-        self._to_send = progress.total_pages
+        self._to_send: int | None = progress.total_pages
         self._suspended_s: float | None = None
         self._suspend_took_s: float | None = None
         self._last_round_s: float | None = None
@@ -62,28 +62,36 @@ class OutgoingWatch:
         self._show(
             bytes_done=done,
             pages=self.progress.pages + nr_pages,
-            remaining_pages=max(0, self._to_send - self._in_round),
+            remaining_pages=None if self._to_send is None else self._left(self._to_send),
             current_bytes_per_s=rate,
         )
 
     def round_done(self, done: Round) -> None:
         """An iteration has ended; what the guest wrote meanwhile is the next one."""
         self._in_round, self._to_send = 0, done.dirtied_pages
-        pages_per_s = done.sent_pages / done.seconds
-        if done.last:
-            self._last_round_s = done.seconds
-        expected = done.dirtied_pages / pages_per_s if pages_per_s else None
-        rounds = (*self.progress.rounds, done)
+        before = self.progress.rounds
+        if before and before[-1].dirtied_pages is None:  # a toolstack's: it has just been sent
+            written = replace(before[-1], dirtied_pages=done.sent_pages)
+            before = (*before[:-1], written)
+            self._show(dirty_pages_per_s=done.sent_pages / written.seconds)
+        rounds = (*before, done)
         if done.last:  # what the guest wrote, and what was expected, are what they were
+            if self._suspended_s is not None:  # else a toolstack's: when it began nobody says
+                self._last_round_s = done.seconds
             self._show(iteration=done.index, rounds=rounds, remaining_pages=0)
             return
+        self._show(iteration=done.index + 1, rounds=rounds, remaining_pages=done.dirtied_pages)
+        if done.dirtied_pages is None:
+            return
+        pages_per_s = done.sent_pages / done.seconds
+        expected = done.dirtied_pages / pages_per_s if pages_per_s else None
         self._show(
-            iteration=done.index + 1,
-            rounds=rounds,
-            remaining_pages=done.dirtied_pages,
             dirty_pages_per_s=done.dirtied_pages / done.seconds,
             expected_downtime_s=None if expected is None else expected + FIXED_DOWNTIME_S,
         )
+
+    def _left(self, to_send: int) -> int:
+        return max(0, to_send - self._in_round)
 
     def suspended(self, news: Suspended) -> None:
         """The guest stands still."""

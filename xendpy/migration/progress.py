@@ -57,11 +57,15 @@ class DowntimeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One finished iteration of an outgoing migration; `last` = the guest stood still."""
+    """One finished iteration of an outgoing migration; `last` = the guest stood still.
+
+    `dirtied_pages` None: a toolstack sends it, and what was written meanwhile is known when that
+    has been sent.
+    """
 
     index: int
     sent_pages: int
-    dirtied_pages: int
+    dirtied_pages: int | None
     seconds: float
     last: bool
 
@@ -87,9 +91,10 @@ class MigrationProgress:
     started_s: float = 0.0
     elapsed_s: float = 0.0
     reason: str = ""
-    # An outgoing migration knows more: what is left of this round, what the guest writes, for how
-    # long it would stand still if it were stopped now, and every finished round.
-    remaining_pages: int = 0
+    # An outgoing migration knows more: what is left of this round (None: only a toolstack knows),
+    # what the guest writes, for how long it would stand still if it were stopped now, and every
+    # finished round.
+    remaining_pages: int | None = 0
     dirty_pages_per_s: float = 0.0
     expected_downtime_s: float | None = None
     current_bytes_per_s: float = 0.0

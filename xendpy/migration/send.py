@@ -14,6 +14,7 @@ from typing import Protocol, TypeGuard
 
 from xendpy.errors import MigrationAborted
 from xendpy.hypervisor.base import PageSource, RecordSource
+from xendpy.migration.observed_rounds import ObservedRounds
 from xendpy.migration.precopy import PrecopyLimits, Suspended, precopy
 from xendpy.migration.progress import Round
 from xendpy.stream.records import (
@@ -199,9 +200,11 @@ class Sender:
     def _send_records(self, source: RecordSource, pacer: Pacer) -> None:
         """Send a toolstack's records up to the last page; keep those that follow."""
         began_s, nr_pages, has_begun, stands = self.clock(), 0, False, False
+        rounds = ObservedRounds(self.clock, self.observer.round_done)
         for record in source.records():
             if isinstance(record, TAIL) or (self._tail and not isinstance(record, Pages)):
                 if source.live and has_begun and not stands:  # since its last round, like others
+                    rounds.end()
                     self.observer.stands_still(0.0)
                     stands = True
                 self._tail.append(self._encoded(record))
@@ -211,7 +214,11 @@ class Sender:
                 if not has_begun and not source.live:  # suspended before anything was read
                     self.observer.stands_still(self.clock() - began_s)
                 has_begun = True
-            nr_pages += self._send(record, pacer)
+                if source.live:
+                    rounds.begin(record.batch.with_data())
+            nr_sent = self._send(record, pacer)
+            rounds.sent(nr_sent)
+            nr_pages += nr_sent
         if source.live:
             return
         took_s = max(self.clock() - began_s, 1e-6)

@@ -13,6 +13,7 @@ MOMENTS = [
     ("not-begun", {"total_pages": 8}, (8, 0, 8)),
     ("first-round", {"total_pages": 8, "pages": 3, "remaining_pages": 5}, (8, 3, 5)),
     ("sent-again", {"total_pages": 8, "pages": 8, "remaining_pages": 2}, (10, 8, 2)),
+    ("toolstack", {"total_pages": 8, "pages": 9, "remaining_pages": None}, (10, 9, 1)),
     ("all", {"total_pages": 8, "pages": 10}, (10, 10, 0)),
 ]
 

@@ -177,7 +177,8 @@ def _figures(progress: MigrationProgress) -> tuple[int, int, int]:
     processed = progress.pages * PAGE_SIZE
     # Before the first page nothing counts as left, which virsh would show as 100 %.
     left = progress.remaining_pages if processed else progress.total_pages
-    remaining = left * PAGE_SIZE
+    # Nobody knows how much a toolstack has left, but it is something: with 0 virsh shows 100 %.
+    remaining = (1 if left is None else left) * PAGE_SIZE
     return max(progress.total_pages * PAGE_SIZE, processed + remaining), processed, remaining
 
 
