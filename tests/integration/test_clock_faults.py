@@ -16,9 +16,9 @@ from tests.peers.proxy import CUT, DOWN, Fault, Proxy
 from tests.peers.relocation_host import Host, read_all, receiving
 from tests.peers.service_host import DEADLINE_S, pair_configs, pair_of_services
 from tests.streams import config, entries, envelope, pv_image
+from xendpy.control.migrate_options import MigrateOptions
 from xendpy.control.migrator import MigrateRequest
 from xendpy.control.ownership import Ownership
-from xendpy.control.transfers import MigrateOptions
 from xendpy.control.workers import Workers
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.store import StoreHypervisor

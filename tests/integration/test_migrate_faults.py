@@ -9,8 +9,8 @@ import pytest
 
 from tests.guests import guest, send_guest, span
 from tests.peers.service_host import DEADLINE_S, pair_of_services
+from xendpy.control.migrate_options import MigrateOptions
 from xendpy.control.migrator import MigrateRequest
-from xendpy.control.transfers import MigrateOptions
 from xendpy.hypervisor.store import StoreHypervisor
 from xendpy.migration.progress import MigrationState
 from xendpy.paths import Paths

@@ -17,8 +17,8 @@ from tests.peers.service_host import DEADLINE_S, ServiceHost, pair_configs
 from tests.peers.xend import Report, Sender
 from tests.soak.records import BUFFER_BYTES, hasty
 from tests.streams import config, entries, envelope, pv_image
+from xendpy.control.migrate_options import MigrateOptions
 from xendpy.control.migrator import MigrateRequest
-from xendpy.control.transfers import MigrateOptions
 from xendpy.errors import MigrationError
 from xendpy.hypervisor.store import StoreHypervisor
 from xendpy.paths import Paths

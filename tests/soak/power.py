@@ -15,8 +15,8 @@ from tests.drive import drive_bytes
 from tests.guests import contents
 from tests.peers.service_host import DEADLINE_S, ServiceHost, pair_configs, pair_of_services
 from tests.powercut import ALL, NONE, Kept, Recorder, leave
+from xendpy.control.migrate_options import MigrateOptions
 from xendpy.control.migrator import MigrateRequest
-from xendpy.control.transfers import MigrateOptions
 from xendpy.guest.domain import DomainConfig, GuestType
 from xendpy.hypervisor.durable import Durable, Operation, OperationKind
 from xendpy.hypervisor.store import StoreHypervisor

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from xendpy.control.guests import Guests
+from xendpy.control.migrate_options import MigrateOptions
 from xendpy.control.migrations import Migrations
 from xendpy.control.migrator import MigrateRequest
-from xendpy.control.transfers import MigrateOptions, Transfers
+from xendpy.control.transfers import Transfers
 from xendpy.control.xmlrpc import Method, Value
 from xendpy.errors import MigrationError
 from xendpy.guest.pages import PAGE_SIZE

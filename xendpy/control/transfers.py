@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
-from typing import Any
 
 from xendpy.control.dialling import Dialler, Order, choose_peer
 from xendpy.control.guests import Guests
+from xendpy.control.migrate_options import MigrateOptions
 from xendpy.control.migrations import Migration, Migrations, Way
 from xendpy.control.migrator import MigrateRequest
 from xendpy.control.outbound import Outgoing, Sender
@@ -23,63 +22,11 @@ from xendpy.guest.domain import Domain, DomainSummary
 from xendpy.migration.handover import Direction, Entry, new_id
 from xendpy.migration.home import with_home
 from xendpy.migration.journal import Journal
-from xendpy.migration.precopy import OnNoConvergence, PrecopyLimits
 from xendpy.migration.preflight import Check
 from xendpy.migration.send import CancelToken, MigrationPlan
 from xendpy.relocation.outgoing import Outcome
-from xendpy.relocation.stripes import MAX_STREAMS
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MigrateOptions:
-    """What our own `xm migrate` can ask for beyond xend's; bandwidth in bytes/s, 0 = any."""
-
-    limits: PrecopyLimits = field(default_factory=PrecopyLimits)
-    bandwidth_bytes_per_s: int = 0
-    release: str = ""
-    compress: bool = False
-    streams: int = 1
-    lossy: bool = False
-
-    @classmethod
-    def parse(cls, value: dict[str, Any]) -> MigrateOptions:
-        """Return the options in an RPC struct.
-
-        Raises:
-            DomainError: one of them is impossible.
-        """
-        known = {
-            "max_downtime_s", "max_iterations", "timeout_s", "on_no_convergence", "bandwidth",
-            "release", "compress", "streams", "lossy",
-        }  # fmt: skip
-        unknown = set(value) - known
-        if unknown:
-            raise DomainError("", f"unknown migration option: {', '.join(sorted(unknown))}")
-        try:
-            default = PrecopyLimits()
-            limits = PrecopyLimits(
-                max_downtime_s=float(value.get("max_downtime_s", default.max_downtime_s)),
-                max_iterations=int(value.get("max_iterations", default.max_iterations)),
-                timeout_s=float(value.get("timeout_s", 0)),
-                on_no_convergence=OnNoConvergence(value.get("on_no_convergence", "pause")),
-            )
-            options = cls(
-                limits=limits,
-                bandwidth_bytes_per_s=int(value.get("bandwidth", 0)),
-                release=str(value.get("release", "")),
-                compress=bool(value.get("compress", False)),
-                streams=int(value.get("streams", 1)),
-                lossy=bool(value.get("lossy", False)),
-            )
-        except (ValueError, TypeError) as error:
-            raise DomainError("", f"bad migration option: {error}") from error
-        if limits.max_downtime_s <= 0 or limits.max_iterations < 1 or limits.timeout_s < 0:
-            raise DomainError("", "downtime, iterations and timeout must be positive")
-        if not 0 < options.streams <= MAX_STREAMS:
-            raise DomainError("", f"{options.streams} streams, expected 1 to {MAX_STREAMS}")
-        return options
 
 
 class Transfers:

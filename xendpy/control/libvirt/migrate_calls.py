@@ -16,10 +16,10 @@ from xendpy.control.libvirt.session import Procedure, Session
 from xendpy.control.libvirt.wire import Code
 from xendpy.control.libvirt.xdr import Kind, Param, Reader, Writer
 from xendpy.control.libvirt.xml_config import from_xml
+from xendpy.control.migrate_options import MigrateOptions
 from xendpy.control.migrations import Migration, Way
 from xendpy.control.migrator import MigrateRequest
 from xendpy.control.new_config import new_config
-from xendpy.control.transfers import MigrateOptions
 from xendpy.errors import MigrationError, RpcError
 from xendpy.guest.domain import DomainConfig
 from xendpy.guest.pages import PAGE_SIZE
