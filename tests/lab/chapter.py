@@ -115,6 +115,9 @@ def migrate(source: Host, target: Host, how: str) -> str:
     check(source.guests() == [], f"xl still has a guest on {source.name}")
     alive(target)
     check(len(told(target)) > 0 and before, "the guest's script has said nothing")
+    if how and not used:
+        newest = "xm migrations | awk '$2 == \"out\" {id = $1} END {print id}'"
+        matching(r"^ *\d+ last ", source.run(f"xm migrations show $({newest})"), "its iterations")
     return used
 
 

@@ -11,16 +11,15 @@ from tests.lab.wanderer import GUEST, VIF, migrate_beside, settled, told, where
 
 SCRIPT = "/etc/xen/scripts/vif-bridge"
 XL = "/usr/sbin/xl"
+PART_BYTES = 20_000_000  # of 96 MiB
 
 
-def _kill(host: Host, verb: str) -> None:
-    """Kill xl as soon as it is at work.
-
-    /usr/sbin/xl hands over to a program elsewhere, whose whole path is then the first word.
-    """
+def _in_the_pages(host: Host, command: str) -> None:
+    """Run a command there when a part of the guest has passed through xl's helper, and not all."""
+    has_moved = f"awk '/^[rw]char/ {{n += $2}} END {{exit n < {PART_BYTES}}}'"
+    io = "/proc/$(pgrep -x libxl-save-help)/io"  # the kernel keeps 15 characters of a name
     host.run(
-        f"until pid=$(pgrep -o -f '[/]xl {verb}'); do sleep 0.2; done; sleep 2;"
-        " kill -KILL $pid && echo killed $pid",
+        f"until {has_moved} {io} 2>/dev/null; do sleep 0.1; done; {command}",
         timeout_s=600,
     )
 
@@ -37,7 +36,8 @@ def _killed(session: Session, host: Host, verb: str) -> None:
     source, target = where(session)
     before = count(source, GUEST)
     migrate_beside(source, target)
-    _kill(host, verb)
+    # /usr/sbin/xl hands over to a program elsewhere, whose whole path is then the first word.
+    _in_the_pages(host, f"pkill -KILL -o -f '[/]xl {verb}' && echo killed")
     matching(r"^Error: .*", told(source), "what xm migrate says")
     check(settled(session, before) is source, "the guest has moved")
 
@@ -54,8 +54,7 @@ def _daemon_killed(session: Session, host: Host) -> None:
     source, target = where(session)
     before = count(source, GUEST)
     migrate_beside(source, target)
-    until(lambda: target.ask("pgrep -f '[/]xl restore'").strip(), "xl restore is at work")
-    host.run("systemctl kill --kill-whom=main -s KILL xend")
+    _in_the_pages(host, "systemctl kill --kill-whom=main -s KILL xend")
     until(lambda: host.ask("systemctl is-active xend").strip() == "active", "xend is up")
     told(source)
     check(settled(session, before) is source, "the guest has moved")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tests.lab import failures, refusals
-from tests.lab.oldwire import HOME, PYTHON, count, counts
-from tests.lab.session import Host, Session, StepFailed, check, until
+from tests.lab import failures, refusals, running
+from tests.lab.oldwire import count, counts
+from tests.lab.session import Host, Session, StepFailed, check
 from tests.lab.wanderer import GUEST, present, settled, tidy, where
 
 PORT = 9002
@@ -73,22 +73,9 @@ def cutter(
     source: Host, target: Host, fault: str = ""
 ) -> Iterator[Callable[[], dict[str, dict[str, int]]]]:
     """Run tests.lab.cutter on the source; the yielded call ends it and returns what it says."""
-    words = f"tests.lab.cutter {PORT} {target.name} {fault}".rstrip()
-    source.run(
-        f"(cd {HOME} && exec {PYTHON} {words}) >/root/cutter.log 2>&1 & echo $! >/root/cutter.pid"
-    )
-    until(lambda: f":{PORT}" in source.ask("ss -ltn"), "the cutter listens")
-
-    def ended() -> dict[str, dict[str, int]]:
-        source.ask(
-            "pid=$(cat /root/cutter.pid); kill $pid; while kill -0 $pid; do sleep 0.1; done"
-        )
-        return dict(json.loads(source.run("cat /root/cutter.log").splitlines()[-1]))
-
-    try:
-        yield ended
-    finally:
-        source.ask("kill -KILL $(cat /root/cutter.pid)")
+    words = f"cutter {PORT} {target.name} {fault}".rstrip()
+    with running.listening(source, words, PORT) as ended:
+        yield lambda: dict(json.loads(ended().splitlines()[-1]))
 
 
 def _cutting(phase: Phase) -> Callable[[Session], None]:

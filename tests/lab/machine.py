@@ -34,9 +34,9 @@ BLOCK = 1 << 20
 # SVM with nested paging: PVH and HVM guests run in the emulator. eager-fpu: with lazy switching
 # registers get lost in it now and then.
 CPU = "qemu64,+svm,+npt"
-# An instruction takes 2^3 ns of the emulated clock, however slow this machine is: libxl gives a
+# An instruction takes 2 ns of the emulated clock, however slow this machine is: libxl gives a
 # network script ten seconds, too few on a busy one. An idle host's clock is the real one.
-CLOCK_SHIFT = 3
+CLOCK_SHIFT = 1
 XEN = (
     "console=com1 com1=115200,8n1 dom0_mem={dom0}M,max:{dom0}M dom0_max_vcpus=1 loglvl=all"
     " guest_loglvl=all noreboot spec-ctrl=no,eager-fpu xpti=no"

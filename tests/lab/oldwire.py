@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
+from tests.lab import running
 from tests.lab.recipe import QUICK
 from tests.lab.session import Host, Session, check, matching, until
 
-HOME = "/root/xendpy"  # where the tests lie
-PYTHON = "/usr/lib/xendpy/bin/python -m"
 TICK = re.compile(r"^TICK n=(\d+)", re.MULTILINE)
 KERNEL = "/var/lib/xen/images"
 DOOR = 9001  # where a host of ours looks like an old xend
@@ -57,8 +54,7 @@ def counts(host: Host, name: str, above: int = 0) -> int:
 
 def send_old(host: Host, target: Host, file: str, release: str, cut: str = "") -> str:
     """Play an old xend that sends a file; return what its user would have seen."""
-    words = f"tests.lab.send_old {target.name} 8002 {release} {file} {cut}".rstrip()
-    return host.run(f"cd {HOME} && {PYTHON} {words}", status=None, timeout_s=1200)
+    return running.run(host, f"send_old {target.name} 8002 {release} {file} {cut}".rstrip())
 
 
 def walk(session: Session) -> None:
@@ -89,7 +85,7 @@ def walk(session: Session) -> None:
 def _to_a_xend(session: Session, source: Host, target: Host, live: str) -> None:
     """Have the daemon send the guest as xend's own format, and the other take it as that."""
     before = counts(source, "wire")
-    with old_door(target):
+    with running.listening(target, f"old_door {DOOR}", DOOR):
         words = f"xm migrate {live}--peer-release 4.1 -p {DOOR} wire {target.name}"
         source.run(f"time {words}", timeout_s=1800)
     check("wire" not in source.guests(), f"the guest is still on {source.name}")
@@ -99,20 +95,6 @@ def _to_a_xend(session: Session, source: Host, target: Host, live: str) -> None:
     matching(r"\(from_xend:", taken, "who took the guest in")
     for host in session.hosts:
         check_nothing_left(host)
-
-
-@contextmanager
-def old_door(host: Host) -> Iterator[None]:
-    """Run tests.lab.old_door on a host."""
-    host.run(
-        f"(cd {HOME} && exec {PYTHON} tests.lab.old_door {DOOR}) </dev/null >/root/door.log 2>&1 &"
-        " echo $! >/root/door.pid"
-    )
-    until(lambda: f":{DOOR}" in host.ask("ss -ltn"), "the old door is open")
-    try:
-        yield
-    finally:
-        host.ask("kill $(cat /root/door.pid)")
 
 
 def check_nothing_left(host: Host) -> None:

@@ -14,7 +14,7 @@ from tests.lab.errors import LabError
 from tests.lab.machine import COMMAND_S, Machine
 from tests.lab.recipe import HOSTS
 
-POLL_S = 1.0
+POLL_S = 0.5
 PATIENCE_S = 240.0  # for what an emulated host does in seconds
 SHOWN_LINES = 60
 
