@@ -63,6 +63,20 @@ async def test_a_running_guest_goes_to_another_host(tmp_path):
         assert "destroy" not in verbs(here)  # xl migrate does it
 
 
+async def test_while_a_guest_stands_still_xl_is_asked_little(tmp_path):
+    async with two_hosts(tmp_path) as (here, there):
+        here.start()
+        await here.send(there.port)
+        restored = verbs(there).index("restore")
+        after = there.tool.calls[restored + 1 :]
+        assert after[: after.index(("unpause", "1")) + 1] == [
+            *[("list", "-v")] * 4,  # built; still there; not dead; not held
+            ("unpause", "1"),
+        ]
+        sent = verbs(here).index("migrate")
+        assert ("list", "-l") not in here.tool.calls[sent:]
+
+
 async def test_a_guest_goes_to_its_own_host(tmp_path):
     host = XlHost(tmp_path)
     async with listening(host):

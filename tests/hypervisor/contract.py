@@ -81,7 +81,7 @@ class GuestContract:
             domain.uuid,
             domain.name,
         )
-        assert summary.state is DomainState.PAUSED
+        assert summary.state is hypervisor.state(domain) is DomainState.PAUSED
         assert summary.config == self.config()
         assert domain.domid > 0
 
@@ -149,6 +149,8 @@ class GuestContract:
         domain = self.restore(hypervisor)
         hypervisor.destroy(domain)
         assert hypervisor.domains() == []
+        with pytest.raises(DomainNotFound):
+            hypervisor.state(domain)
         with pytest.raises(DomainNotFound):
             hypervisor.destroy(domain)
         assert self.restore(hypervisor).domid > domain.domid

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from xendpy.guest.domain import Domain, DomainConfig, DomainSummary, GuestType
+from xendpy.guest.domain import Domain, DomainConfig, DomainState, DomainSummary, GuestType
 from xendpy.guest.pages import DirtyBitmap, PageBatch, Pfns
 from xendpy.stream.libxl import XlHeader
 from xendpy.stream.records import Pages, Record
@@ -208,6 +208,14 @@ class Hypervisor(Protocol):
 
         Raises:
             DomainNotFound: there is none.
+        """
+        ...
+
+    def state(self, domain: Domain) -> DomainState:
+        """Return what a live guest is doing; quicker than to list all.
+
+        Raises:
+            DomainNotFound: it is not there any more.
         """
         ...
 

@@ -63,6 +63,10 @@ class StoreGuests:
         """Return the guest by name, then domid, then uuid."""
         return self._table.find(name_or_id)
 
+    def state(self, domain: Domain) -> DomainState:
+        """Return what a guest is doing; see hypervisor.base."""
+        return summary(self._table.get(domain)).state
+
     def arrival(self, migration_id: str) -> Domain | None:
         """Return the guest that this daemon's own migration brought, if it is still here."""
         for guest in self._table.live():

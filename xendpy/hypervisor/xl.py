@@ -209,7 +209,7 @@ class XlHypervisor(XlHolds):
         self, domain: Domain, *, migration_id: str = "", live: bool = False
     ) -> Iterator[XlSource]:
         """Open a guest for sending or saving; see hypervisor.base."""
-        guest = self._listed(domain)
+        guest = self._listed(domain, with_config=True)
         note = self._check_not_held(guest)
         if guest.domid in self._leaving:
             raise DomainStateError(

@@ -53,7 +53,7 @@ class XlGuests:
 
     def domains(self) -> list[DomainSummary]:
         """Return the guests that are here, ascending by domid; not those that are being built."""
-        return [self._summary(guest) for guest in self._live()]
+        return [self._summary(guest) for guest in self._live(with_config=True)]
 
     def find(self, name_or_id: str) -> Domain:
         """Return the guest by name, then domid, then uuid."""
@@ -78,18 +78,22 @@ class XlGuests:
                 return as_domain(guest)
         return None
 
-    def _live(self) -> list[Listed]:
+    def state(self, domain: Domain) -> DomainState:
+        """Return what a guest is doing; see hypervisor.base."""
+        return self._listed(domain).state
+
+    def _live(self, *, with_config: bool = False) -> list[Listed]:
         building = self._admission.names()
         return [
             guest
-            for guest in list_guests(self._tool)
+            for guest in list_guests(self._tool, with_config=with_config)
             if guest.name not in building
             and guest.name != "(null)"
             and guest.state is not DomainState.DYING
         ]
 
-    def _listed(self, domain: Domain) -> Listed:
-        for guest in self._live():
+    def _listed(self, domain: Domain, *, with_config: bool = False) -> Listed:
+        for guest in self._live(with_config=with_config):
             if (guest.domid, guest.uuid) == (domain.domid, domain.uuid):
                 return guest
         raise DomainNotFound(domain.name)

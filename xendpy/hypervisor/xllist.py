@@ -27,7 +27,10 @@ GUEST_TYPES = {"xen-3.0-x86_64": GuestType.PV, "hvm-3.0-x86_64": GuestType.HVM}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """One guest of `xl list`; `config` is libxl's, empty where libxl does not know it."""
+    """One guest of `xl list`.
+
+    `config` is libxl's, empty where libxl does not know it, or nobody asked for it.
+    """
 
     domid: int
     uuid: str
@@ -58,13 +61,16 @@ class XenInfo:
     version: str
 
 
-def list_guests(tool: Tool) -> list[Listed]:
+def list_guests(tool: Tool, *, with_config: bool = False) -> list[Listed]:
     """Return every guest but domain 0, ascending by domid; one that is being built is `(null)`.
+
+    Their configurations cost xl a look at every device of every guest, so that who holds a guest
+    still meanwhile does not ask for them.
 
     Raises:
         HypervisorError: xl failed, or printed something else than it ought to.
     """
-    configs = _configs(tool.run(["list", "-l"]))
+    configs = _configs(tool.run(["list", "-l"])) if with_config else {}
     found = []
     for line in tool.run(["list", "-v"]).splitlines()[1:]:
         match = LISTED.match(line)

@@ -150,12 +150,12 @@ def take_over(entry: Entry, journal: Journal, hypervisor: Hypervisor) -> Entry:
             ran: then its source is told that nothing was received.
         HypervisorError: the guest is ours and could not be unpaused.
     """
-    if entry.step is Step.RECEIVED and not _is_whole(entry, hypervisor):
+    domain = arrived(entry, hypervisor)
+    if entry.step is Step.RECEIVED and not _is_whole(domain, hypervisor):
         reason = "its memory was lost here before it was handed over"
         drop(entry, journal, hypervisor, reason)
         raise MigrationError(f"{entry.name}: {reason}", migration_id=entry.id)
     entry = journal.advance(entry.id, Direction.IN, Step.OWNED)
-    domain = arrived(entry, hypervisor)
     if domain is not None:
         try:
             hypervisor.unpause(domain)
@@ -164,12 +164,12 @@ def take_over(entry: Entry, journal: Journal, hypervisor: Hypervisor) -> Entry:
     return journal.advance(entry.id, Direction.IN, Step.RUNNING)
 
 
-def _is_whole(entry: Entry, hypervisor: Hypervisor) -> bool:
+def _is_whole(domain: Domain | None, hypervisor: Hypervisor) -> bool:
     """Whether the guest that came is still what was received: its process, if any, may be gone."""
-    domain = arrived(entry, hypervisor)
-    return domain is not None and any(
-        guest.domid == domain.domid and guest.state not in ENDED for guest in hypervisor.domains()
-    )
+    try:
+        return domain is not None and hypervisor.state(domain) not in ENDED
+    except DomainNotFound:
+        return False
 
 
 def drop(entry: Entry, journal: Journal, hypervisor: Hypervisor, reason: str) -> Entry:
