@@ -62,7 +62,7 @@ class OutgoingWatch:
         self._show(
             bytes_done=done,
             pages=self.progress.pages + nr_pages,
-            remaining_pages=None if self._to_send is None else self._left(self._to_send),
+            remaining_pages=self._left(),
             current_bytes_per_s=rate,
         )
 
@@ -90,8 +90,8 @@ class OutgoingWatch:
             expected_downtime_s=None if expected is None else expected + FIXED_DOWNTIME_S,
         )
 
-    def _left(self, to_send: int) -> int:
-        return max(0, to_send - self._in_round)
+    def _left(self) -> int | None:
+        return None if self._to_send is None else max(0, self._to_send - self._in_round)
 
     def suspended(self, news: Suspended) -> None:
         """The guest stands still."""

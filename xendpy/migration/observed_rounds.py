@@ -46,9 +46,7 @@ class ObservedRounds:
             self._sent_s = self._clock()
 
     def end(self) -> None:
-        """There are no more pages; if all came in one iteration, it was not the last of a live
-        migration, and is not told of.
-        """
+        """There are no more pages. A single iteration is not told of: it was not the last one."""
         if self._counter.rounds > 1:
             self._tell(last=True)
 

@@ -210,15 +210,18 @@ class Sender:
                 self._tail.append(self._encoded(record))
                 continue
             self._send_kept(pacer)  # what looked like the tail was not
-            if isinstance(record, Pages):
-                if not has_begun and not source.live:  # suspended before anything was read
-                    self.observer.stands_still(self.clock() - began_s)
-                has_begun = True
-                if source.live:
-                    rounds.begin(record.batch.with_data())
-            nr_sent = self._send(record, pacer)
-            rounds.sent(nr_sent)
-            nr_pages += nr_sent
+            if not isinstance(record, Pages):
+                self._send(record, pacer)
+                continue
+            if not has_begun and not source.live:  # suspended before anything was read
+                self.observer.stands_still(self.clock() - began_s)
+            has_begun = True
+            pfns = record.batch.with_data()  # libxc also lists some with nothing behind them
+            if source.live:
+                rounds.begin(pfns)
+            self._put(self._encoded(record), len(pfns), pacer)
+            rounds.sent(len(pfns))
+            nr_pages += len(pfns)
         if source.live:
             return
         took_s = max(self.clock() - began_s, 1e-6)
@@ -271,12 +274,9 @@ class Sender:
             self._put(pieces, 0, pacer)
         self._tail.clear()
 
-    def _send(self, record: Record, pacer: Pacer) -> int:
-        """Send a record, and return how many pages went with it."""
-        # libxc also lists pfns of an HVM guest with nothing behind them.
+    def _send(self, record: Record, pacer: Pacer) -> None:
         nr_pages = len(record.batch.with_data()) if isinstance(record, Pages) else 0
         self._put(self._encoded(record), nr_pages, pacer)
-        return nr_pages
 
     def _encoded(self, record: Record) -> Pieces:
         return [piece for piece in self.encoder.encode(record) if len(piece)]
