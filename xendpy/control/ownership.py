@@ -11,7 +11,7 @@ from xendpy.control.workers import Workers
 from xendpy.errors import DomainNotFound, DomainStateError, MigrationError
 from xendpy.guest.domain import Domain
 from xendpy.hypervisor.base import Hypervisor
-from xendpy.migration.handover import AWAY, Direction, Entry, Step
+from xendpy.migration.handover import Direction, Entry, Step
 from xendpy.migration.journal import Journal
 from xendpy.relocation.resolve import drop, give_up, take_over
 
@@ -136,14 +136,17 @@ class Ownership:
         if not entry.peer_host_id:  # a xend will never ask
             self._journal.advance(entry.id, Direction.IN, Step.CLOSED)
 
-    def refuse_in_doubt(self, uuid: str, name: str, verb: str) -> None:
+    def refuse_in_doubt(self, uuid: str, name: str, verb: str, *, by_name: bool = False) -> None:
         """Refuse to touch a guest that another host may own.
+
+        `by_name`: one of the same name counts as the same guest.
 
         Raises:
             DomainStateError: the journal says so; the text names the way out.
         """
         for entry in self._journal.open_entries():
-            if entry.uuid == uuid and entry.in_doubt and not entry.local:
+            same = entry.uuid == uuid or (by_name and entry.name == name)
+            if same and entry.in_doubt and not entry.local:
                 raise DomainStateError(
                     name,
                     f"Cannot {verb} domain '{name}': {entry.peer} may own it (migration"
@@ -163,9 +166,9 @@ class Ownership:
         Raises:
             DomainStateError: the journal says so; the text names the way out.
         """
-        self.refuse_in_doubt(uuid, name, verb)
+        self.refuse_in_doubt(uuid, name, verb, by_name=by_name)
         away = self._journal.moved_away(uuid, name if by_name else "")
-        if away is None or away.step in AWAY:
+        if away is None:
             return
         if not force:
             raise DomainStateError(
@@ -183,7 +186,12 @@ class Ownership:
         return known
 
     def _own_copy(self, entry: Entry) -> Domain | None:
-        """Return this host's copy of a guest that goes out, if it is still here."""
+        """Return this host's copy of a guest that goes out, if it is still here.
+
+        One that came back since then, or was taken back, is none of this migration's business.
+        """
+        if not self._journal.is_latest(entry):
+            return None
         arrived = self._hypervisor.arrival(entry.id)
         for summary in self._hypervisor.domains():
             assert summary.domid is not None

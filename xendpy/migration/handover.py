@@ -71,7 +71,7 @@ NEXT: Mapping[Step, frozenset[Step]] = {
 }
 IN_DOUBT = frozenset({Step.SENT, Step.RELEASED, Step.RECEIVED})
 AWAY = frozenset({Step.RELEASED, Step.MOVED, Step.SENT})
-RECLAIMED = "reclaimed"  # a closed entry's result, besides the steps
+RECLAIMED = "reclaimed"  # the result, besides the steps, of an entry closed or still at MOVED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,8 @@ class Entry:
     """One migration in the journal; times are seconds since the epoch.
 
     `id` is 32 hex digits of a secret: who knows it may ask about the migration.
-    `result` is empty until it is closed, then moved, kept, running, not-received or reclaimed.
+    `result` is empty until it is closed, then moved, kept, running, not-received or reclaimed
+    (which a guest that has moved may be before its peer is told).
     `home` is the configuration, as it came, of a guest that is to be managed here as well.
     """
 

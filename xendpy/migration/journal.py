@@ -106,7 +106,7 @@ class Journal:
                 replace(
                     entry,
                     step=step,
-                    result=str(entry.step) if closing else entry.result,
+                    result=entry.result or str(entry.step) if closing else entry.result,
                     reason=reason or entry.reason,
                     updated_s=self._clock(),
                 )
@@ -175,6 +175,19 @@ class Journal:
             [entry for entry in entries if entry.uuid == uuid or (name and entry.name == name)]
         )
 
+    def is_latest(self, entry: Entry) -> bool:
+        """Say whether a copy of the guest on this host can only be the one that `entry` is about.
+
+        It may be another once the guest came in or went out by a later migration, or an operator
+        has taken it back. The other half of a migration within this host is not a later one.
+        """
+        known = self._known(entry.id, entry.direction)
+        return known.result != RECLAIMED and not any(
+            later.uuid == known.uuid and later.number > known.number and later.id != known.id
+            for later in self.entries()
+            if Step.NOT_RECEIVED not in (later.step, later.result)
+        )
+
     def reclaim(self, entry: Entry) -> Entry:
         """Write down that an operator has taken back, by force, a guest that had moved away."""
         with self._turn:
@@ -216,7 +229,8 @@ def _departure(entries: Sequence[Entry]) -> Entry | None:
         if entry.local:
             continue
         if entry.direction is Direction.OUT:
-            away = entry.step in AWAY or entry.result == Step.MOVED
+            reclaimed = entry.result == RECLAIMED
+            away = not reclaimed and (entry.step in AWAY or entry.result == Step.MOVED)
             last = entry if away else None
         elif entry.step in (Step.OWNED, Step.RUNNING) or entry.result == Step.RUNNING:
             last = None
