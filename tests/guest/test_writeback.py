@@ -1,3 +1,5 @@
+import ctypes
+import errno
 import os
 
 import pytest
@@ -61,3 +63,35 @@ def test_never_are_more_than_256_mib_unsynced(calls, let_go):
         write_back.note(first, (1 << 20) if scattered else first + PAGES, PAGES)
         assert write_back._pending + write_back._filled <= 256 * MIB
     assert any(flags == 7 for _, _, flags in calls)
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EIO, errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get
+)
+def test_what_did_not_come_to_disk_is_told_and_not_let_go(monkeypatch, let_go, number):
+    failing(monkeypatch, number, flags=7)
+    write_back = WriteBack(-1)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        fill(write_back, 256 * MIB)
+    assert let_go == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM], ids=errno.errorcode.get)
+def test_where_it_cannot_be_started_early_the_final_fsync_does_all(monkeypatch, let_go, number):
+    failing(monkeypatch, number)
+    fill(WriteBack(-1), 256 * MIB)
+
+
+def failing(monkeypatch, number, flags=None):
+    def fail(_fd: int, _offset: int, _length: int, given: int) -> int:
+        if flags is not None and given != flags:
+            return 0
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(writeback_module, "_sync_file_range", fail)
+
+
+def fill(write_back, nr_bytes):
+    for first in range(0, nr_bytes // 4096, PAGES):
+        write_back.note(first, first + PAGES, PAGES)

@@ -8,6 +8,7 @@ neighbours come before it goes.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections import deque
 
@@ -19,6 +20,8 @@ MAX_PENDING_BYTES = 160 << 20  # and the window being filled: at most 256 MiB ar
 DENSE = 0.5  # of a window's span, written: below, it is scattered
 
 _WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4  # linux/fs.h
+# The kernel, a filter of system calls, or the kind of file does without: the final fsync does all.
+_CANNOT = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ESPIPE})
 _libc = ctypes.CDLL(None, use_errno=True)
 _sync_file_range = getattr(_libc, "sync_file_range", None)
 if _sync_file_range is not None:
@@ -35,7 +38,13 @@ class WriteBack:
         self._low = self._high = self._filled = 0
 
     def note(self, first_pfn: int, end_pfn: int, nr_pages: int) -> None:
-        """Count `nr_pages` written between two pfns; waits when too much is not on disk."""
+        """Count `nr_pages` written between two pfns; waits when too much is not on disk.
+
+        Raises:
+            OSError: what was written earlier did not come to disk. Nothing says so again: to the
+                kernel an error that was told once, of an open file, is known (errseq_t), and the
+                final fsync succeeds.
+        """
         if not self._filled:
             self._low, self._high = first_pfn, end_pfn
         self._low, self._high = min(self._low, first_pfn), max(self._high, end_pfn)
@@ -59,7 +68,10 @@ class WriteBack:
             )
 
     def _flush(self, low: int, high: int, flags: int) -> None:
-        # Failures (a file system without it, a disk error) show up again in the final fsync.
-        if _sync_file_range is not None:
-            length = (high - low) << PAGE_SHIFT
-            _sync_file_range(self._fd, low << PAGE_SHIFT, length, flags)
+        if _sync_file_range is None:
+            return
+        length = (high - low) << PAGE_SHIFT
+        if _sync_file_range(self._fd, low << PAGE_SHIFT, length, flags) < 0:
+            number = ctypes.get_errno()
+            if number not in _CANNOT:
+                raise OSError(number, os.strerror(number))
