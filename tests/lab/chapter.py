@@ -54,6 +54,8 @@ def walk(session: Session) -> None:
 def share(session: Session) -> None:
     """Export the directory of disks from one host, mount it on the other."""
     seven, eight = session.hosts
+    eight.ask(f"umount {IMAGES}")  # an earlier walk has left it so
+    seven.ask(f"systemctl stop nfs-server; umount {IMAGES}")
     seven.run(f"mkdir -p {IMAGES}; mount /dev/vdb {IMAGES} && ls -l {IMAGES}")
     seven.run("cat /etc/exports; systemctl start nfs-server && exportfs -ra && exportfs -v")
     shown = eight.run("showmount -e et-virt07")
@@ -156,6 +158,7 @@ def look(session: Session) -> str:
     seven.run(f"e2fsck -f -n {DISK}", timeout_s=1200)
     (name,) = re.findall(r"\d+\.log", seven.run(f"debugfs -R 'ls /var/tmp' {DISK} 2>/dev/null"))
     lines = seven.ask(f"debugfs -R 'cat /var/tmp/{name}' {DISK} 2>/dev/null").splitlines()
+    seven.ask(f"debugfs -w -R 'rm /var/tmp/{name}' {DISK}")  # the next walk begins its own
     return judge(lines)
 
 

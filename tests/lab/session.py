@@ -6,9 +6,11 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
+from io import StringIO
 
 from tests.lab.errors import LabError
 from tests.lab.machine import COMMAND_S, Machine
@@ -80,6 +82,7 @@ class Session:
     rows: list[Row] = field(default_factory=list)
     remark: str = ""
     fault: str = ""  # only faults in whose title this pattern is
+    began_s: float = field(default_factory=time.monotonic)
     # What passes between the hosts in one whole migration: lines and frames, and bytes.
     units: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
@@ -115,6 +118,30 @@ class Session:
                     print(host.ask("tail -n 40 /var/log/xen/xend.log"))
             return False
 
+    def groups_beside(
+        self, work: Callable[[Session], None], other: Callable[[Session], None]
+    ) -> None:
+        """Do two groups at the same time, which may not need each other's host.
+
+        `other`, a module's function, runs in a process of its own; what it shows comes last.
+        """
+        with ProcessPoolExecutor(1) as pool:
+            beside = pool.submit(_in_silence, other, *self.hosts)
+            self.group(work)
+            shown, rows = beside.result()
+        print(shown, end="", flush=True)
+        self.rows += rows
+
+    def each(self, steps: Iterable[Step], after_failure: Callable[[Session], None]) -> None:
+        """Do those faults that were asked for, each of them whether or not another failed."""
+        for title, work in steps:
+            if re.search(self.fault, title):
+                try:
+                    with self.step(title):
+                        work(self)
+                except StepFailed:
+                    after_failure(self)
+
     def table(self) -> bool:
         """Show the table; say whether every step went well."""
         width = max((len(row.title) for row in self.rows), default=0)
@@ -122,10 +149,22 @@ class Session:
         for row in self.rows:
             verdict = f"FAILED: {row.failure}" if row.failure else "ok"
             print(f"{row.title:<{width}}  {row.seconds:7.1f} s  {verdict}  {row.remark}".rstrip())
-        total = sum(row.seconds for row in self.rows)
+        total = time.monotonic() - self.began_s  # steps of two hosts may have run side by side
         bad = sum(bool(row.failure) for row in self.rows)
         print(f"{'in all':<{width}}  {total:7.1f} s  {f'{bad} failed' if bad else 'ok'}")
         return not bad and bool(self.rows)
+
+
+def _in_silence(
+    work: Callable[[Session], None], seven: Host, eight: Host
+) -> tuple[str, list[Row]]:
+    shown, session = StringIO(), Session(seven, eight)
+    with redirect_stdout(shown):
+        session.group(work)
+    return shown.getvalue(), session.rows
+
+
+Step = tuple[str, Callable[[Session], None]]
 
 
 def until(condition: Callable[[], object], what: str, *, timeout_s: float = PATIENCE_S) -> None:
