@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import resource
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -62,6 +65,38 @@ def test_prefix_is_read_first_and_counted() -> None:
         assert channel.offset == 2
         assert channel.recv_exactly(6) == b"cdefgh"
         assert channel.offset == 8
+
+
+def test_readable_tells_bytes_and_the_end_and_silence(pair: Pair) -> None:
+    channel, theirs = pair
+    assert not channel.readable()
+    theirs.sendall(b"a")
+    wait_for_bytes(channel)
+    assert channel.recv_exactly(1) == b"a"
+    assert not channel.readable()
+    theirs.close()
+    wait_for_bytes(channel)
+
+
+def wait_for_bytes(channel: Channel) -> None:
+    end_s = time.monotonic() + 10
+    while not channel.readable():
+        assert time.monotonic() < end_s
+
+
+def test_readable_of_a_descriptor_beyond_what_select_can_name() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
+    try:
+        low, theirs = socket.socketpair()
+        with low, theirs:
+            high = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 1024)
+            with Channel(socket.socket(fileno=high)) as channel:
+                assert not channel.readable()
+                theirs.sendall(b"a")
+                assert channel.readable()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_scattered_views_are_filled_in_order_beyond_one_call(

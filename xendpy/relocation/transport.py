@@ -53,7 +53,9 @@ class PlainTransport:
 
     def readable(self) -> bool:
         """As `Transport.readable`."""
-        return bool(select.select([self._sock], [], [], 0)[0])
+        poll = select.poll()  # select() cannot name descriptors from 1024 on
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
 
     def recv(self, views: Sequence[memoryview], *, whole: bool) -> int:
         """As `Transport.recv`."""
