@@ -17,6 +17,8 @@ from xendpy.config import XendConfig
 from xendpy.errors import RelocationError
 from xendpy.migration.progress import MigrationState
 from xendpy.paths import Paths
+from xendpy.relocation import incoming as incoming_op
+from xendpy.relocation import resolve, stripes
 from xendpy.relocation.admission import LOG_EVERY_S, Counts, Muffler, Names, descriptor_limit
 from xendpy.relocation.from_xend import told
 from xendpy.relocation.hosts import HostsAllow
@@ -202,6 +204,44 @@ async def test_leaving_waits_for_the_workers() -> None:
         assert await asyncio.to_thread(running.wait, 10)
     assert left.is_set()
     writer.close()
+
+
+async def test_the_limit_of_migrations_holds_for_migrations_alone() -> None:
+    def long(incoming: Incoming) -> None:
+        incoming.channel.send([b"begun\n"])
+        assert incoming.wait_stopped(10)
+
+    def short(incoming: Incoming) -> None:
+        incoming.channel.send([b"done\n"])
+
+    ops = {
+        "receive": long,
+        incoming_op.OPERATION: long,
+        resolve.OPERATION: short,
+        stripes.OPERATION: short,
+    }
+    settings = RelocationSettings(
+        listens=True,
+        address="127.0.0.1",
+        port=0,
+        hosts_allow=HostsAllow.parse(""),
+        max_incoming=1,
+    )
+    async with RelocationServer(settings, ops, events=Deaf()) as server:
+
+        async def ask(op: str) -> tuple[bytes, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(f"{op}\n".encode())
+            return await asyncio.wait_for(reader.readline(), 10), writer
+
+        said = [await ask(op) for op in ("receive", *ops)]
+        for _, writer in said:
+            writer.close()
+    begun, receive, ours, question, lane = (line for line, _ in said)
+    assert begun == b"begun\n"
+    for refused in (receive, ours):
+        assert b"1 migrations are coming in, at most 1 are taken" in refused
+    assert (question, lane) == (b"done\n", b"done\n")
 
 
 def test_settings_are_those_of_the_file(tmp_path: Path) -> None:

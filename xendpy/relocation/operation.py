@@ -66,7 +66,7 @@ class Incoming:
     @property
     def is_migration(self) -> bool:
         """Whether the request brings a guest, and is no part of another migration."""
-        return self.request.op not in (resolve.OPERATION, stripes.OPERATION)
+        return brings_guest(self.request)
 
     @property
     def ending(self) -> bool:
@@ -85,6 +85,11 @@ class Incoming:
     def wait_stopped(self, timeout_s: float) -> bool:
         """Let `timeout_s` pass, or less: True means that `abort` was called."""
         return self._stopped.wait(timeout_s)
+
+
+def brings_guest(request: Receive) -> bool:
+    """Return whether the request is for a migration, and no part of another one."""
+    return request.op not in (resolve.OPERATION, stripes.OPERATION)
 
 
 Operation: TypeAlias = Callable[[Incoming], None]  # blocking; runs in a worker thread

@@ -33,7 +33,7 @@ from xendpy.relocation.from_xend import refuse as refuse_channel
 from xendpy.relocation.greeting import Greeting, turned_away
 from xendpy.relocation.handshake import Receive
 from xendpy.relocation.listen_all import Listeners, places
-from xendpy.relocation.operation import Incoming, Operation, Operations
+from xendpy.relocation.operation import Incoming, Operation, Operations, brings_guest
 from xendpy.relocation.server_accept import Acceptor
 from xendpy.relocation.server_peer import Admission, Peer, admit, converse, greeted, refuse
 from xendpy.relocation.settings import RelocationSettings
@@ -259,7 +259,8 @@ class RelocationServer:
         running = sum(other.is_migration for other in others)
         limit = min(self._settings.max_incoming, MAX_WORKERS)
         operation = self._operations.get(request.op)
-        if operation is None or running >= limit:
+        # A connection more of a migration that is counted, and a question, need no room of it.
+        if operation is None or (brings_guest(request) and running >= limit):
             text = f"{running} migrations are coming in, at most {limit} are taken"
             self._refused(peer, Refusal.INCOMING, text)
             await self._refuse(peer, text)
