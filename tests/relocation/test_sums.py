@@ -14,7 +14,7 @@ from xendpy.relocation.sums import LONG_BYTES, FrameSums
 
 ID, HOST = "ab" * 16, "6f3e2a1c-94d1-0c5b-2d57-3b1f0a6c9e10"
 OPENING = incoming.opening(ID, HOST)
-READY = incoming.ready_line(HOST, incoming.Request(ID, HOST, incoming.FEATURES))
+READY = incoming.ready_line(HOST, incoming.Request(ID, HOST, incoming.FEATURES, OPENING))
 PAGES = bytes(range(256)) * 32
 
 
@@ -107,6 +107,6 @@ def test_both_sides_agree_by_the_control_lines() -> None:
 
     for features, agreed in ((("v1", "xxh3"), True), (("v1",), False)):
         line = Line()
-        request = incoming.Request(ID, HOST, features)
+        request = incoming.Request(ID, HOST, features, OPENING)
         incoming.agree(line, OPENING, incoming.ready_line(HOST, request))
         assert (line.sums is not None) is agreed

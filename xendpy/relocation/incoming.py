@@ -47,11 +47,12 @@ _REQUEST = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A source's opening line, checked."""
+    """A source's opening line, checked; `line` is all of it, which digests begin with."""
 
     id: str
     host_id: str
     features: tuple[str, ...]
+    line: bytes
 
 
 def opening(entry_id: str, own_host_id: str, asked: Sequence[str] = ()) -> bytes:
@@ -78,7 +79,9 @@ def parse_opening(text: str) -> Request:
         raise HandshakeError(
             f"version {match['version']} of {OPERATION} is not spoken here, {frames.VERSION} is"
         )
-    return Request(match["id"], match["host"], tuple(match["features"].split()))
+    return Request(
+        match["id"], match["host"], tuple(match["features"].split()), f"{text}\n".encode()
+    )
 
 
 def ready_line(own_host_id: str, request: Request) -> bytes:
@@ -146,7 +149,7 @@ def receive_from_xendpy(channel: Channel, request: Request, target: Target) -> E
     """
     ready = ready_line(target.host_id, request)
     channel.send([ready])
-    agree(channel, opening(request.id, request.host_id, request.features), ready)
+    agree(channel, request.line, ready)
     limits = target.limits
     try:
         with channel.within(limits.config_timeout_s):
