@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pytest
 
 from tests import streams
 from tests.drive import Recorder, drive_bytes, plain
-from xendpy.errors import StreamTruncated
+from xendpy.errors import RecordError, StreamTruncated
 from xendpy.guest.domain import GuestType
 from xendpy.guest.pages import PageBatch
 from xendpy.stream.legacy_dialect import DIALECTS
@@ -39,6 +40,7 @@ from xendpy.stream.records import (
     VcpuContextKind,
     Verify,
 )
+from xendpy.stream.steps import Steps, Take
 from xendpy.stream.xend import decode_body
 
 A, B = b"\xaa" * 4096, b"\xbb" * 4096
@@ -466,6 +468,68 @@ def test_unknown_ext_info_blocks_are_skipped() -> None:
     info = decode(wire, GuestType.PV).records[1]
     assert isinstance(info, PvInfo)
     assert info.extended
+
+
+class Listed:
+    """Keeps records alone, as they are."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def populate(self, batch: PageBatch) -> list[memoryview]:
+        raise AssertionError(f"asked for {len(batch)} pages")
+
+    def apply(self, record: Record) -> None:
+        self.records.append(record)
+
+
+def test_a_guest_far_below_its_p2m_size_is_taken_in_small_pieces() -> None:
+    p2m_size = (1 << 24) + 64
+    gone = np.arange(1, p2m_size, dtype="<u4")  # 64 GiB, ballooned out
+    tail = streams.pv_tail((0,), 4, width=4)
+    wire = (
+        streams.ul(4, p2m_size)
+        + streams.ext_info(4, width=4)
+        + streams.p2m_frames(p2m_size, 4, width=4)
+        + streams.chunk(0)
+        + struct.pack("<I", len(gone))
+        + gone.tobytes()
+        + tail[4:]
+    )
+    largest, sink = 0, Listed()
+
+    def watched() -> Steps[None]:
+        nonlocal largest
+        steps, answer = decode_body(GuestType.PV), None
+        with contextlib.suppress(StopIteration):
+            while True:
+                step = steps.send(answer)
+                largest = max(largest, step.count if isinstance(step, Take) else 0)
+                answer = yield step
+
+    _, taken = drive_bytes(watched(), wire, sink)
+    assert taken == len(wire)
+    (record,) = [item for item in sink.records if isinstance(item, UnmappedPfns)]
+    assert np.array_equal(record.pfns, gone)
+    assert largest <= 1 << 20
+
+
+def test_an_unmapped_pfn_of_a_later_piece_is_named() -> None:
+    p2m_size = 300_000
+    gone = np.arange(p2m_size, dtype="<u8")
+    gone[200_000] = p2m_size
+    before = (
+        streams.ul(8, p2m_size)
+        + streams.ext_info(8)
+        + streams.p2m_frames(p2m_size, 8)
+        + streams.chunk(0)
+        + struct.pack("<I", p2m_size)
+    )
+    with pytest.raises(
+        RecordError, match="entry 200000 is 0x493e0, expected a pfn below 0x493e0"
+    ) as caught:
+        drive_bytes(decode_body(GuestType.PV), before + gone.tobytes(), Listed())
+    assert caught.value.offset == len(before) + 8 * 200_000
 
 
 @pytest.mark.parametrize("release", streams.RELEASES)

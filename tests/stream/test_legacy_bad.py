@@ -27,7 +27,6 @@ SMALL = StreamLimits(
     ext_info_bytes=5200,
     xsave_bytes=64,
     max_vcpu_id=100,
-    unmapped_pfns=4,
     toolstack_bytes=16,
     hvm_context_bytes=64,
     device_model_bytes=100,
@@ -109,8 +108,8 @@ BAD = [
     Bad("toolstack-long", HVM_HEAD + chunk(-18, struct.pack("<I", 17)), RecordError, 8,
         "17 bytes, expected at most 16", "hvm"),
     # tails
-    Bad("unmapped-many", HEAD + marker(0) + struct.pack("<I", 5), RecordError, END + 4,
-        "5 entries, expected at most 4"),
+    Bad("unmapped-many", HEAD + marker(0) + struct.pack("<I", 9), RecordError, END + 4,
+        "9 entries, expected at most 8"),
     Bad("unmapped-high", HEAD + marker(0) + pv_tail([], 8, unmapped=[0, 8]), RecordError,
         END + 16, "entry 1 is 0x8, expected a pfn below 0x8"),
     Bad("xsave-size", HEAD + marker(0) + pv_tail([0], 8, xcnt=25), RecordError,

@@ -61,7 +61,7 @@ def decode(
     body = _Body(head, limits, order)
     yield from _read_body(body)
     if guest_type is GuestType.PV:
-        yield from read_pv_tail(head, body.vcpu_ids, limits, order)
+        yield from read_pv_tail(head, body.vcpu_ids, order)
     else:
         yield from read_hvm_tail(limits, order)
     order.decoding(End)

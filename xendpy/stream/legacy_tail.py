@@ -38,35 +38,39 @@ from xendpy.stream.records import (
 )
 from xendpy.stream.steps import Steps, take, take_rest, tell, unpack
 
+UNMAPPED_PIECE = 1 << 17  # entries taken at once, at most 1 MiB
 
-def read_pv_tail(
-    head: Head, vcpu_ids: tuple[int, ...], limits: StreamLimits, order: RecordOrder
-) -> Steps[None]:
+
+def read_pv_tail(head: Head, vcpu_ids: tuple[int, ...], order: RecordOrder) -> Steps[None]:
     """Read a PV tail with a context for each of `vcpu_ids`, ascending."""
     assert head.pv is not None
-    yield from _read_unmapped(head, limits, order)
+    yield from _read_unmapped(head, order)
     for vcpu_id in vcpu_ids:
         yield from _read_vcpu(head.pv, vcpu_id, order)
     order.decoding(SharedInfo, (yield from tell()))
     yield SharedInfo((yield from take(PAGE_SIZE)))
 
 
-def _read_unmapped(head: Head, limits: StreamLimits, order: RecordOrder) -> Steps[None]:
+def _read_unmapped(head: Head, order: RecordOrder) -> Steps[None]:
     start = yield from tell()
     order.decoding(UnmappedPfns, start)
     (count,) = yield from unpack(U32)
-    limit = min(head.p2m_size, limits.unmapped_pfns)
-    if count > limit:
-        reason = f"{count} entries, expected at most {limit}"
+    if count > head.p2m_size:
+        reason = f"{count} entries, expected at most {head.p2m_size}"
         raise RecordError("unmapped pfns", reason, offset=start)
-    width = head.tool_width
-    raw = yield from take(count * width)
-    pfns = np.frombuffer(raw, UL_DTYPE[width]).astype(np.uint64)
-    good = pfns < head.p2m_size
-    if not good.all():
-        bad = int(np.argmin(good))
-        reason = f"entry {bad} is {int(pfns[bad]):#x}, expected a pfn below {head.p2m_size:#x}"
-        raise RecordError("unmapped pfns", reason, offset=start + U32.size + bad * width)
+    # Its pages take no memory before they are written to: a count alone costs nothing.
+    pfns = np.empty(count, np.uint64)
+    for done in range(0, count, UNMAPPED_PIECE):
+        piece = pfns[done : done + UNMAPPED_PIECE]
+        at = yield from tell()
+        raw = yield from take(len(piece) * head.tool_width)
+        piece[:] = np.frombuffer(raw, UL_DTYPE[head.tool_width])
+        good = piece < head.p2m_size
+        if not good.all():
+            bad = int(np.argmin(good))
+            found = f"entry {done + bad} is {int(piece[bad]):#x}"
+            reason = f"{found}, expected a pfn below {head.p2m_size:#x}"
+            raise RecordError("unmapped pfns", reason, offset=at + bad * head.tool_width)
     yield UnmappedPfns(pfns)
 
 

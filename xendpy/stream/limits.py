@@ -15,7 +15,6 @@ class StreamLimits:
     ext_info_bytes: int = 64 << 10  # real: 5196
     xsave_bytes: int = 64 << 10  # per vcpu; real: at most 11 KiB
     max_vcpu_id: int = 4095  # libxc of Xen >= 4.2
-    unmapped_pfns: int = 1 << 24
     toolstack_bytes: int = 1 << 20
     hvm_context_bytes: int = 16 << 20  # real: below 1 MiB
     control_bytes: int = 1 << 20  # any other record of v2 and later; real: a few KiB
