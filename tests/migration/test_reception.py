@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests import modern, recorded
 from tests.bytes_source import BytesSource
-from tests.drive import Recorder
-from tests.streams import batch, config, entries, envelope, hvm_image, pv_image, vcpu_info
+from tests.drive import Recorder, drive_bytes
+from tests.streams import Entry, batch, config, entries, envelope, hvm_image, pv_image, vcpu_info
 from xendpy.errors import (
     ChannelAborted,
     ChannelError,
@@ -25,6 +26,7 @@ from xendpy.errors import (
 from xendpy.guest.domain import Domain, DomainConfig, GuestType
 from xendpy.guest.pages import PageBatch
 from xendpy.hypervisor.base import Capabilities
+from xendpy.hypervisor.xlsxp import parse_json
 from xendpy.migration.progress import MigrationProgress, MigrationState
 from xendpy.migration.reception import (
     Kept,
@@ -35,7 +37,10 @@ from xendpy.migration.reception import (
     Rejected,
     start,
 )
+from xendpy.stream import libxl
+from xendpy.stream.libxl import read_xl_header
 from xendpy.stream.records import Ending, Record
+from xendpy.stream.xend import decode_body
 
 
 @dataclass
@@ -173,6 +178,53 @@ def test_guest_that_may_not_move_is_refused() -> None:
     outcome, _ = run(Driver(), BytesSource(wire))
     assert isinstance(outcome, Rejected)
     assert str(outcome.error) == "cannot restore non-migratable domain"
+
+
+def modern_hvm(*pfns: int) -> bytes:
+    head = modern.headers(modern.HVM) + modern.record(modern.STATIC_DATA_END)
+    return head + modern.page_data([Entry(pfn, 0xE) for pfn in pfns]) + modern.record(modern.END)
+
+
+def test_frames_far_above_a_modern_guest_are_refused() -> None:
+    # 1 MiB: its memory, and anything else below 4 GiB.
+    for pfns, taken in (([0, 0xFF, 0xFF000], True), ([0x1000FF], True), ([0x100100], False)):
+        limits = ReceiveLimits().stream(DomainConfig.parse(config(hvm=True)))
+        recorder = Recorder()
+        steps = decode_body(GuestType.HVM, limits)
+        if taken:
+            drive_bytes(steps, modern_hvm(*pfns), recorder)
+            assert sorted(recorder.types) == pfns
+        else:
+            with pytest.raises(RecordError, match="0xe000000000100100, expected a pfn below"):
+                drive_bytes(steps, modern_hvm(*pfns), recorder)
+    wire = envelope(config(hvm=True)) + modern_hvm(0xFFFFFFFE)
+    outcome, _ = run(Driver(), BytesSource(wire))
+    assert isinstance(outcome, Rejected) and "a pfn below 0x100100" in str(outcome.error)
+
+
+def test_a_p2m_far_above_a_modern_guest_is_refused() -> None:
+    head = modern.headers(modern.PV) + modern.pv_info() + modern.record(modern.STATIC_DATA_END)
+    for last, text in ((0x100100, "ascending, below 0x100100"), (1 << 31, "expected at most 16")):
+        frames = modern.p2m_frames(0, last, *[1] * (last // 512 + 1))
+        outcome, _ = run(Driver(), BytesSource(HEAD + head + frames))
+        assert isinstance(outcome, Rejected) and text in str(outcome.error)
+
+
+@pytest.mark.parametrize("name", recorded.RELOCATIONS)
+def test_what_real_xends_sent_is_within_the_limits_of_its_configuration(name: str) -> None:
+    driver = Driver()
+    outcome, _ = run(driver, BytesSource(recorded.load(name)[0]))
+    assert isinstance(outcome, Received)
+
+
+@pytest.mark.parametrize("name", [recorded.XL_PV, recorded.XL_PVH])
+def test_what_xl_saved_is_within_the_limits_of_its_configuration(name: str) -> None:
+    wire = recorded.xl_save(name)
+    header, taken = drive_bytes(read_xl_header(), wire, Recorder())
+    guest = parse_json(header.config)
+    limits = ReceiveLimits().stream(guest)
+    _, used = drive_bytes(libxl.decode(guest.guest_type, limits), wire[taken:], Recorder())
+    assert taken + used == len(wire)
 
 
 MID_FAILURES = [

@@ -72,12 +72,14 @@ class ReceiveLimits:
     def stream(self, config: DomainConfig) -> StreamLimits:
         """Return what the stream of this guest may hold.
 
-        Its highest frame lies above its memory: holes below 4 GiB, special pages.
+        Its highest frame lies above its memory: holes below 4 GiB, special pages. Whatever keeps
+        something for each pfn needs as much memory as these limits allow.
         """
         pages = config.maxmem_mib * MIB // PAGE_SIZE + HOLES_PAGES
         return replace(
             DEFAULT_LIMITS,
             p2m_pages=min(pages, DEFAULT_LIMITS.p2m_pages),
+            modern_pages=min(pages, DEFAULT_LIMITS.modern_pages),
             device_model_bytes=self.max_device_model_bytes,
         )
 

@@ -73,7 +73,7 @@ class _Kind:
 _KINDS: Mapping[RecordType, _Kind] = {
     RecordType.X86_PV_INFO: _Kind(PvInfo, libxc_bodies.pv_info),
     RecordType.X86_PV_P2M_FRAMES: _Kind(
-        P2mFrames, libxc_bodies.p2m_frames, limit=lambda _: MAX_RECORD
+        P2mFrames, libxc_bodies.p2m_frames, limit=libxc_bodies.p2m_frames_bytes
     ),
     RecordType.X86_PV_VCPU_BASIC: _Kind(VcpuContext, libxc_bodies.vcpu_basic),
     RecordType.X86_PV_VCPU_EXTENDED: _Kind(VcpuContext, libxc_bodies.vcpu_extended),

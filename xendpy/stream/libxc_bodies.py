@@ -85,6 +85,11 @@ def pv_info(image: Image, body: bytes, offset: int) -> PvInfo:
     return PvInfo(guest_width=width, pt_levels=levels)
 
 
+def p2m_frames_bytes(limits: StreamLimits) -> int:
+    """Return how long X86_PV_P2M_FRAMES may be: that of the largest 64-bit guest."""
+    return P2M_FRAMES.size + 8 * p2m_frame_count(0, limits.modern_pages - 1, 8)
+
+
 def p2m_frames(image: Image, body: bytes, offset: int) -> P2mFrames:
     """Parse X86_PV_P2M_FRAMES, which may come again for a p2m that has grown."""
     name = "X86_PV_P2M_FRAMES"
