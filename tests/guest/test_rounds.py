@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,15 @@ def test_rounds(batches: list[list[int]], rounds: int) -> None:
         counter.add(np.array(batch, np.uint64))
     assert counter.rounds == rounds
     assert counter.first_round_complete == (rounds > 1)
+
+
+def test_memory_follows_the_pfns_that_came_and_not_the_highest() -> None:
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    counter = RoundCounter()
+    for batch in ([1 << 30, 0], [1 << 30], [1]):
+        counter.add(np.array(batch, np.uint64))
+    assert counter.rounds == 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 128 << 10
 
 
 def test_ending_completes_the_first_round() -> None:

@@ -16,7 +16,8 @@ from xendpy.guest.pages import Pfns
 class RoundCounter:
     """The number of rounds begun, told from the batches of a stream in their order.
 
-    A permuted stream costs a byte for every pfn up to the highest; an ascending one nothing.
+    A permuted stream costs a byte for every pfn up to the highest; an ascending one nothing. The
+    decoder bounds pfns by the guest's size, and bytes that no pfn comes near are never touched.
     """
 
     def __init__(self) -> None:
@@ -54,9 +55,11 @@ class RoundCounter:
     def _permuted(self, seen: NDArray[np.bool_], pfns: Pfns) -> NDArray[np.bool_]:
         needed = int(pfns.max()) + 1
         if needed > len(seen):
-            seen = np.concatenate((seen, np.zeros(max(needed - len(seen), len(seen)), np.bool_)))
+            grown = np.zeros(max(needed, 2 * len(seen)), np.bool_)
+            grown[: len(seen)] = seen
+            seen = grown
         if seen[pfns].any():
             self.rounds += 1
-            seen[:] = False
+            seen = np.zeros(len(seen), np.bool_)  # not set to zeros, which would take all of it
         seen[pfns] = True
         return seen
