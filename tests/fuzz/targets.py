@@ -39,7 +39,7 @@ from xendpy.stream import libxc, libxl
 from xendpy.stream.xend import decode_body, read_envelope
 
 CORPUS = Path(__file__).parent / "corpus"
-BATCH_LIMIT = 128 << 20  # bytes of guest memory that one record may announce
+BATCH_LIMIT = 4 << 20  # bytes of guest memory that may be asked for at once
 _SCRATCH = memoryview(bytearray(1 << 20))
 LIMITS = ReceiveLimits()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -278,8 +280,22 @@ BAD = [
     Bad("dirty-pfns", PV_READY, record(15), UnsupportedStream, "checkpointed"),
     Bad("padding", PV_READY, record(5, bytes(9))[:-1] + b"\1", RecordError, "padding"),
     Bad("end-length", PV_READY, record(0, bytes(8)), RecordError, "8 bytes, expected at most 0"),
-    Bad("page-data-short", PV_READY, record(1, bytes(4)), RecordError, "4 bytes, expected at"),
+    Bad("page-data-short", PV_READY, record(1, bytes(4)), RecordError, "4 bytes, expected 8 to"),
     Bad("no-pfn", PV_READY, record(1, bytes(8)), RecordError, "0 pfns"),
+    Bad(
+        "page-data-long",
+        PV_READY,
+        struct.pack("<II", 1, (128 << 20) + 8),
+        RecordError,
+        "134217736 bytes, expected 8 to 134217728",
+    ),
+    Bad(
+        "more-pfns-than-there-are",
+        PV_READY,
+        page_data([Entry(pfn % 64, 0xE) for pfn in range(65)]),
+        RecordError,
+        "expected 1 to 64",
+    ),
     Bad("pfns-over", PV_READY, entry(0, 2), RecordError, "2 pfns"),
     Bad("no-page", PV_READY, entry(5), RecordError, "1 pfns need 4112 bytes, body has 16"),
     Bad("reserved-bits", PV_READY, entry(1 << 52), RecordError, "bits 59-52 zero", 16),
@@ -355,6 +371,25 @@ def test_empty_blobs_and_lists_say_nothing() -> None:
 def test_batches_of_other_senders_may_be_larger() -> None:
     items = [Entry(pfn, 0xE) for pfn in range(5000)]
     assert len(decode(HVM_READY + page_data(items) + record(0)).types) == 5000
+
+
+def test_larger_batches_are_taken_in_pieces() -> None:
+    class Watched(Recorder):
+        asked: ClassVar[list[int]] = []
+
+        def populate(self, batch: PageBatch) -> Sequence[memoryview]:
+            self.asked.append(len(batch))
+            return super().populate(batch)
+
+    items = [
+        Entry(pfn, 0xE if pfn % 3 else 0, b"" if pfn % 3 else bytes([pfn % 251]) * 4096)
+        for pfn in range(2500)
+    ]
+    wire, guest = HVM_READY + page_data(items) + record(0), Watched()
+    drive_bytes(libxc.decode(), wire, guest)
+    assert guest.asked == [1024, 1024, 452]
+    assert guest.types == {item.pfn: item.type for item in items}
+    assert guest.memory == {item.pfn: item.data for item in items if not item.type}
 
 
 def test_legacy_records_find_their_form_or_none() -> None:

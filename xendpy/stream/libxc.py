@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from xendpy.errors import RecordError, StreamError, UnsupportedStream
 from xendpy.guest.domain import GuestType
-from xendpy.guest.pages import HAS_DATA, PAGE_SIZE, PageBatch, Pfns
+from xendpy.guest.pages import HAS_DATA, MAX_BATCH, PAGE_SIZE, PageBatch, Pfns
 from xendpy.stream import libxc_bodies
 from xendpy.stream.framing import OPTIONAL, RECORD_HEADER, read_body
 from xendpy.stream.libxc_bodies import Image
@@ -199,13 +199,13 @@ def _skip(length: int) -> Steps[None]:
 
 def _read_pages(image: Image, length: int, start: int) -> Steps[None]:
     image.order.decoding(Pages, start)
-    room = min(length, MAX_RECORD) - PAGE_DATA.size
-    if room < 0:
-        reason = f"{length} bytes, expected at least {PAGE_DATA.size}"
+    if not PAGE_DATA.size <= length <= MAX_RECORD:
+        reason = f"{length} bytes, expected {PAGE_DATA.size} to {MAX_RECORD}"
         raise RecordError("PAGE_DATA", reason, offset=start)
     count, reserved = yield from unpack(PAGE_DATA)
-    if not 0 < count <= room // 8 or reserved:
-        reason = f"{count} pfns, reserved {reserved:#x}, expected 1 to {room // 8} and 0"
+    most = min((length - PAGE_DATA.size) // 8, image.nr_pages)
+    if not 0 < count <= most or reserved:
+        reason = f"{count} pfns, reserved {reserved:#x}, expected 1 to {most} and 0"
         raise RecordError("PAGE_DATA", reason, offset=start)
     at = yield from tell()
     wire = np.frombuffer((yield from take(8 * count)), "<u8").astype(np.uint64)
@@ -215,6 +215,17 @@ def _read_pages(image: Image, length: int, start: int) -> Steps[None]:
     if length != need:
         reason = f"{count} pfns need {need} bytes, body has {length}"
         raise RecordError("PAGE_DATA", reason, offset=start)
+    # Every sender stays within one piece. A record may be longer: its pages may fill 128 MiB,
+    # which nobody is to hold at once.
+    for first in range(0, count, MAX_BATCH):
+        yield from _receive(batch if count <= MAX_BATCH else _piece(batch, first))
+
+
+def _piece(batch: PageBatch, first: int) -> PageBatch:
+    return PageBatch(batch.pfns[first : first + MAX_BATCH], batch.types[first : first + MAX_BATCH])
+
+
+def _receive(batch: PageBatch) -> Steps[None]:
     views = yield from populate(batch)
     if views:
         yield Fill(views)
