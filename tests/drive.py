@@ -14,7 +14,7 @@ import numpy as np
 from xendpy.errors import RecordError, StreamTruncated
 from xendpy.guest.pages import PAGE_SIZE, PageBatch, PageType, runs
 from xendpy.stream.records import Pages, Record, UnmappedPfns, Verify
-from xendpy.stream.steps import Fill, Populate, Steps, Take, TakeRest, Tell
+from xendpy.stream.steps import Fill, Passed, Populate, Steps, Take, TakeRest, Tell
 
 T = TypeVar("T")
 
@@ -122,6 +122,8 @@ def _answer(step: object, wire: _Wire, sink: Sink) -> object:
             return wire.rest(limit)
         case Tell():
             return wire.offset
+        case Passed():
+            return None
         case Populate(batch):
             return sink.populate(batch)
         case Fill(views):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,17 @@ import pytest
 from tests import modern, recorded
 from tests.bytes_source import BytesSource
 from tests.drive import Recorder, drive_bytes
-from tests.streams import Entry, batch, config, entries, envelope, hvm_image, pv_image, vcpu_info
+from tests.streams import (
+    XTAB,
+    Entry,
+    batch,
+    config,
+    entries,
+    envelope,
+    hvm_image,
+    pv_image,
+    vcpu_info,
+)
 from xendpy.errors import (
     ChannelAborted,
     ChannelError,
@@ -267,6 +278,42 @@ def test_rest_begins_with_the_record_that_was_not_taken_in() -> None:
     run(driver, BytesSource(WIRE))
     at = IMAGE.wire.index(vcpu_info(0, (0,)))
     assert driver.rest_file.getvalue() == IMAGE.wire[at:]
+
+
+def test_what_says_nothing_is_no_part_of_the_rest() -> None:
+    driver = Driver(fails={"OnlineVcpus": HypervisorError("too many")})
+    at = IMAGE.wire.index(vcpu_info(0, (0,)))
+    gone = batch([Entry(3, XTAB)] * 5)
+    run(driver, BytesSource(HEAD + IMAGE.wire[:at] + gone + IMAGE.wire[at:]))
+    assert driver.rest_file.getvalue() == IMAGE.wire[at:]
+
+
+MODERN_PV = (
+    modern.headers(modern.PV)
+    + modern.pv_info()
+    + modern.record(modern.STATIC_DATA_END)
+    + modern.p2m_frames(0, 63, 4)
+)
+LONG = [
+    ("optional-record", MODERN_PV + modern.record(1 << 31 | 7, bytes(16 << 20))),
+    ("empty-vcpu-records", MODERN_PV + modern.vcpu(modern.EXTENDED, 0, b"") * 40_000),
+    ("batches-of-nothing", IMAGE.wire[: IMAGE.ending] + batch([Entry(3, XTAB)] * 1024) * 1000),
+]
+
+
+@pytest.mark.parametrize("image", [row[1] for row in LONG], ids=[row[0] for row in LONG])
+def test_what_says_nothing_is_not_remembered(image: bytes) -> None:
+    source = BytesSource(HEAD + image)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        outcome, _ = run(Driver(), source)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert not isinstance(outcome, Received)  # it is cut there
+    assert source.offset == len(HEAD + image)
+    assert peak - before < 3 << 20
 
 
 def test_nothing_is_left_over_when_only_the_build_failed() -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from xendpy.errors import HypervisorError, StreamTruncated
 from xendpy.guest.staging import Staging
 from xendpy.stream.records import Record
-from xendpy.stream.steps import Fill, Populate, Step, Steps, Take, TakeRest, Tell
+from xendpy.stream.steps import Fill, Passed, Populate, Step, Steps, Take, TakeRest, Tell
 
 IOV_MAX = 1024  # Linux, uapi/linux/uio.h UIO_MAXIOV
 PIPE_BYTES = 1 << 20  # the most that an unprivileged process may ask for
@@ -144,7 +144,7 @@ def pull(steps: Steps[Any], source: PipeReader) -> Iterator[Record]:
     try:
         step = next(steps)
         while True:
-            if not isinstance(step, Take | TakeRest | Tell | Populate | Fill):
+            if not isinstance(step, Take | TakeRest | Tell | Populate | Fill | Passed):
                 yield step
                 answer = None
             else:
@@ -166,5 +166,7 @@ def _answer(step: Step, source: PipeReader, staging: Staging) -> Any:
             return source.recv_into(views)
         case Tell():
             return source.offset
+        case Passed():
+            return None
         case _:
             raise AssertionError(f"{type(step).__name__} in a stream of xl")

@@ -61,7 +61,7 @@ class RecentBytes:
         return self._remember(self._source.recv_rest(limit))
 
     def settle(self) -> None:
-        """The guest has taken in all that was read: forget it before the next read."""
+        """The guest has taken in, or needs none of, what was read: forget it at the next read."""
         self._settled = True
 
     def read_on(self, file: BinaryIO, limit: int) -> int:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, Protocol, TypeVar
 
 from xendpy.errors import StreamError, StreamTruncated
 from xendpy.guest.pages import PageBatch
 from xendpy.stream.records import Record
-from xendpy.stream.steps import Fill, Populate, Step, Steps, Take, TakeRest, Tell
+from xendpy.stream.steps import Fill, Passed, Populate, Step, Steps, Take, TakeRest, Tell
 
 T = TypeVar("T")
 
@@ -61,8 +61,16 @@ class Sink(Protocol):
     def apply(self, record: Record) -> None: ...
 
 
-def drive(steps: Steps[T], source: Source, sink: Sink) -> T:
+def _nothing() -> None:
+    """Take no note."""
+
+
+def drive(
+    steps: Steps[T], source: Source, sink: Sink, *, passed: Callable[[], None] = _nothing
+) -> T:
     """Answer every step of a decoder and return what it returns.
+
+    `passed` is called when what was taken since the last record holds no news for the guest.
 
     An early end is thrown into the decoder, which may say better what was cut; everything else
     that source or sink raise ends the decoder and goes on to the caller.
@@ -71,7 +79,7 @@ def drive(steps: Steps[T], source: Source, sink: Sink) -> T:
         step = next(steps)
         while True:
             try:
-                answer = _answer(step, source, sink)
+                answer = _answer(step, source, sink, passed)
             except StreamTruncated as error:
                 step = steps.throw(error)
             else:
@@ -83,7 +91,7 @@ def drive(steps: Steps[T], source: Source, sink: Sink) -> T:
         steps.close()
 
 
-def _answer(step: Step, source: Source, sink: Sink) -> Any:
+def _answer(step: Step, source: Source, sink: Sink, passed: Callable[[], None]) -> Any:
     match step:
         case Take(count):
             return source.recv_exactly(count)
@@ -95,6 +103,8 @@ def _answer(step: Step, source: Source, sink: Sink) -> Any:
             return source.offset
         case TakeRest(limit):
             return source.recv_rest(limit)
+        case Passed():
+            return passed()
         case _:
             return sink.apply(step)
 

@@ -199,9 +199,8 @@ class Reception:
         arrival = Arrival(session, self._recent, config, self._progress, self._publish)
         self._arrival = arrival
         try:
-            drive(
-                decode_body(config.guest_type, self._limits.stream(config)), self._recent, arrival
-            )
+            steps = decode_body(config.guest_type, self._limits.stream(config))
+            drive(steps, self._recent, arrival, passed=self._recent.settle)
             arrival.check_whole()
             domain = session.complete()
         except Exception as error:

@@ -79,9 +79,8 @@ def parse_opening(text: str) -> Request:
         raise HandshakeError(
             f"version {match['version']} of {OPERATION} is not spoken here, {frames.VERSION} is"
         )
-    return Request(
-        match["id"], match["host"], tuple(match["features"].split()), f"{text}\n".encode()
-    )
+    line = f"{text}\n".encode()
+    return Request(match["id"], match["host"], tuple(match["features"].split()), line)
 
 
 def ready_line(own_host_id: str, request: Request) -> bytes:
@@ -235,7 +234,8 @@ def _take_image(channel: Channel, config: DomainConfig, entry: Entry, target: Ta
             frames.send_frame(channel, FrameType.RESERVED)
             if channel.streams:
                 wire.widen(_further(channel, target.gathering))
-            drive(decode_body(config.guest_type, target.limits.stream(config)), recent, arrival)
+            steps = decode_body(config.guest_type, target.limits.stream(config))
+            drive(steps, recent, arrival, passed=recent.settle)
             source.finish()
             wire.narrow()
             landing.handing_over = True

@@ -40,7 +40,7 @@ from xendpy.stream.records import (
     TscInfo,
     Verify,
 )
-from xendpy.stream.steps import Steps, take, tell, unpack
+from xendpy.stream.steps import Passed, Steps, take, tell, unpack
 
 ENDING_CHUNKS = frozenset({Chunk.VCPU_INFO, Chunk.LAST_CHECKPOINT, Chunk.END, *PARAM_OF_CHUNK})
 BITS = 64  # of a word of the online map
@@ -105,8 +105,7 @@ def _read_pages(body: _Body, count: int, start: int) -> Steps[None]:
         count, width=body.head.tool_width, p2m_size=body.head.p2m_size, start=start
     )
     body.has_pages = True
-    if pages is not None:
-        yield pages
+    yield Passed() if pages is None else pages
 
 
 def _read_control(body: _Body, marker: int, start: int) -> Steps[None]:

@@ -54,7 +54,7 @@ from xendpy.stream.records import (
     VcpuContext,
     Verify,
 )
-from xendpy.stream.steps import MAX_RECORD, Fill, Steps, populate, take, tell, unpack
+from xendpy.stream.steps import MAX_RECORD, Fill, Passed, Steps, populate, take, tell, unpack
 
 FORMAT = "libxc"
 SKIP_BYTES = 1 << 20  # at a time, of an optional record
@@ -187,14 +187,14 @@ def _read_record(image: Image, number: int, length: int, start: int) -> Steps[No
     image.order.decoding(kind.record, start)
     body = yield from read_body(record_type.name, length, start, kind.limit(image.limits))
     record = kind.parse(image, body, start)
-    if record is not None:
-        yield record
+    yield Passed() if record is None else record
 
 
 def _skip(length: int) -> Steps[None]:
     left = length + -length % 8
     while left:
         left -= len((yield from take(min(left, SKIP_BYTES))))
+        yield Passed()  # one record may have almost 4 GiB
 
 
 def _read_pages(image: Image, length: int, start: int) -> Steps[None]:

@@ -8,6 +8,7 @@ A decoder is a generator. It yields steps; whoever drives it answers each:
     Populate(batch)  writable views of guest memory, one per contiguous run, in stream order,
                      covering the frames of `batch` that carry data
     Fill(views)      nothing: the views are full now
+    Passed()         nothing: what was taken since the last record holds no news for the guest
     any Record       nothing: it is news for the guest
 
 Nothing is ever read ahead, so the stream may change hands at any record boundary.
@@ -61,7 +62,12 @@ class Fill:
     views: Sequence[memoryview]
 
 
-Step: TypeAlias = Take | TakeRest | Tell | Populate | Fill | Record
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """Say that nobody needs what was taken since the last record."""
+
+
+Step: TypeAlias = Take | TakeRest | Tell | Populate | Fill | Passed | Record
 Steps: TypeAlias = Generator[Step, Any, T]
 
 
