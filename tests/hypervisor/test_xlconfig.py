@@ -200,14 +200,6 @@ def test_cpuid_that_is_none_is_refused(row):
         built(PV.replace("(cpu_cap 0)", f"(cpu_cap 0) (cpuid ({row}))"))
 
 
-def test_a_boot_loaders_kernel_is_passed_over():
-    text = PV.replace("(bootloader '')", "(bootloader /usr/bin/pygrub)").replace(
-        "/var/lib/xen/images/vmlinuz", "/var/run/xend/boot/boot_kernel.x"
-    )
-    guest = built(text)
-    assert (guest.kernel, guest.ramdisk, guest.cmdline) == ("", "", "root=/dev/xvda1 ro")
-
-
 DISKS = [
     ("phy:vg0/a", "xvda:disk", "w", XlDisk(vdev="xvda", path="/dev/vg0/a", writable=True)),
     ("phy:/dev/vg0/a", "xvda", "r", XlDisk(vdev="xvda", path="/dev/vg0/a")),
@@ -273,7 +265,7 @@ def test_mapping_rows_are_applied():
     )
     found = built(text, rules)
     assert found.disks[0].path == "/dev/vg0/web01"
-    assert found.kernel == "/var/lib/xen/images/boot/vmlinuz"
+    assert found.boot.kernel == "/var/lib/xen/images/boot/vmlinuz"
     assert (found.nics[0].bridge, found.nics[0].script) == ("br0", "vif-bridge")
 
 

@@ -34,11 +34,15 @@ def _same(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """What a guest's bridges and disks are on this host; each of `objections` refuses it."""
+    """What a guest's bridges and disks are on this host.
+
+    Each of `objections` refuses it; `notes` say what it will miss here.
+    """
 
     bridge: Callable[[str], str] = _same
     disk: Callable[[str], str] = _same
     objections: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class RestoreSession(Protocol):

@@ -7,6 +7,7 @@ refused in milliseconds, so nothing but xl's two lists and the file system is as
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from xendpy.hypervisor.base import Placement
 from xendpy.hypervisor.xlguest import TRADITIONAL, XlGuest, XlType, read_guest
 from xendpy.hypervisor.xllist import INCOMING, Listed, XenInfo
 from xendpy.hypervisor.xlrules import GuestRules
+
+log = logging.getLogger(__name__)
 
 OVERHEAD_MIB = 2  # page tables and xl's own: 1 MiB a guest and a vcpu's share
 DEVICE_MODELS = {
@@ -84,6 +87,8 @@ class Admission:
         _check_type(config, guest, xen)
         self._check_memory(guest, xen)
         _check_devices(guest, self._rules)
+        if guest.boot.note:
+            log.warning("%s: %s", config.name, guest.boot.note)
         if any(cpu >= xen.nr_cpus for cpus in guest.affinity for cpu in cpus):
             guest = replace(guest, affinity=())  # bound to cpus that this host does not have
         incoming = Incoming(
@@ -99,15 +104,19 @@ class Admission:
 
     def look(self, config: DomainConfig, xen: XenInfo) -> Placement:
         """Say how a guest would fit here, names, memory and devices apart."""
-        objections = []
+        objections, notes = [], []
         try:
-            _check_type(config, read_guest(config, self._rules), xen)
+            guest = read_guest(config, self._rules)
+            if guest.boot.note:
+                notes.append(guest.boot.note)
+            _check_type(config, guest, xen)
         except (DomainError, HypervisorError) as error:
             objections.append(error.reason)
         return Placement(
             bridge=self._rules.bridge,
             disk=self._rules.moved_disk,
             objections=tuple(objections),
+            notes=tuple(notes),
         )
 
     def release(self, incoming: Incoming) -> None:

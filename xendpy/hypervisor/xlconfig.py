@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from xendpy import sxp
 from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor import xlcpuid
+from xendpy.hypervisor.xlboot import XlBoot
 from xendpy.hypervisor.xldisk import XlDisk
 from xendpy.hypervisor.xlguest import (
     LOCALHOST,
@@ -76,13 +77,22 @@ def _build_info(guest: XlGuest) -> Json:
         info["localtime"] = "True"
     sched = {"weight": guest.weight, "cap": guest.cap}
     info["sched_params"] = {key: value for key, value in sched.items() if value}
-    for key in ("kernel", "cmdline", "ramdisk"):
-        if getattr(guest, key):
-            info[key] = getattr(guest, key)
+    info.update(_boot(guest.boot))
     if guest.type is XlType.HVM:
         info.update(_hvm_build_info(guest))
     info[f"type.{guest.type}"] = _hvm(guest) if guest.type is XlType.HVM else {}
     return info
+
+
+def _boot(boot: XlBoot) -> Json:
+    named = {
+        "kernel": boot.kernel,
+        "cmdline": boot.cmdline,
+        "ramdisk": boot.ramdisk,
+        "bootloader": boot.bootloader,
+        "bootloader_args": list(boot.bootloader_args),
+    }
+    return {key: value for key, value in named.items() if value}
 
 
 def _hvm_build_info(guest: XlGuest) -> Json:
@@ -192,9 +202,10 @@ def _cfg(guest: XlGuest) -> Iterator[tuple[str, str]]:
     for key, number in (("cpu_weight", guest.weight), ("cap", guest.cap)):
         if number:
             yield key, str(number)
-    for key in ("kernel", "ramdisk", "cmdline", "tsc_mode"):
-        if getattr(guest, key):
-            yield key, _quoted(getattr(guest, key))
+    for key, value in _boot(guest.boot).items():
+        yield key, _quoted(value) if isinstance(value, str) else _listed(value)
+    if guest.tsc_mode:
+        yield "tsc_mode", _quoted(guest.tsc_mode)
     if guest.localtime:
         yield "localtime", "1"
     if guest.cpuid:

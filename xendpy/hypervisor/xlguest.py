@@ -16,6 +16,7 @@ from typing import Any
 from xendpy import sxp
 from xendpy.errors import DomainError
 from xendpy.guest.domain import DomainConfig, GuestType
+from xendpy.hypervisor.xlboot import XlBoot, read_boot
 from xendpy.hypervisor.xlcpuid import Leaf, read_cpuid
 from xendpy.hypervisor.xldisk import XlDisk, read_disk
 from xendpy.hypervisor.xlrules import GuestRules
@@ -106,9 +107,7 @@ class XlGuest:
     affinity: tuple[tuple[int, ...], ...] = ()
     weight: int = 0
     cap: int = 0
-    kernel: str = ""
-    ramdisk: str = ""
-    cmdline: str = ""
+    boot: XlBoot = field(default_factory=XlBoot)
     actions: Mapping[str, str] = field(default_factory=dict)
     cpuid: tuple[Leaf, ...] = ()
     tsc_mode: str = ""
@@ -147,7 +146,7 @@ def read_guest(config: DomainConfig, rules: GuestRules) -> XlGuest:
         affinity=reader.affinity(),
         weight=_number(config.text("cpu_weight")),
         cap=_number(config.text("cpu_cap")),
-        **({} if kind is XlType.HVM else reader.kernel()),
+        boot=XlBoot() if kind is XlType.HVM else read_boot(config, rules),
         actions={key: reader.action(key) for key in DEFAULT_ACTIONS},
         cpuid=read_cpuid(config.name, sxp.child_value(config.tree, "cpuid")),
         tsc_mode=TSC_MODES.get(reader.image("tsc_mode"), ""),
@@ -210,17 +209,6 @@ class _Reader:
             if isinstance(row, list)
         )
         return found if all(found) else ()
-
-    def kernel(self) -> dict[str, Any]:
-        """Return what boots the guest; a boot loader's copies died with the old host."""
-        booted = {"cmdline": self.image("args")}
-        if self._config.text("bootloader"):
-            return booted
-        for key in ("kernel", "ramdisk"):
-            path = self.image(key)
-            if path:
-                booted[key] = self._rules.kernel(self._config.name, path)
-        return booted
 
     def hvm(self) -> dict[str, Any]:  # the fields of XlGuest that only HVM has
         known = {key: self.image(key) for key in HVM_SWITCHES}

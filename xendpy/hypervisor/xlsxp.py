@@ -7,6 +7,7 @@ xend never had a word for is written under libxl's (`pvh`, `device_model_version
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from xendpy import sxp
 from xendpy.errors import DomainError, StreamError
 from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor import xlcpuid
+from xendpy.hypervisor.xlboot import PYGRUB, XEND_PYGRUB
 from xendpy.hypervisor.xlguest import ACTIONS, DEFAULT_ACTIONS, TIMER_MODES, TSC_MODES
 
 Json: TypeAlias = Mapping[str, Any]
@@ -80,6 +82,7 @@ def _entries(config: Json) -> Iterator[sxp.SxpList]:
     yield ["shadow_memory", str(int(built.get("shadow_memkb", 0)) >> 10)]
     if leaves := xlcpuid.as_sxp(built.get("cpuid") or ()):
         yield ["cpuid", leaves]
+    yield from _bootloader(built)
     yield ["image", _image(created, built)]
     for device in _devices(config):
         yield ["device", device]
@@ -90,6 +93,14 @@ def _actions(config: Json) -> Iterator[sxp.SxpList]:
     for key, default in DEFAULT_ACTIONS.items():
         # libxl leaves out what is its own default: destroy.
         yield [key, names.get(config.get(key, "destroy"), default)]
+
+
+def _bootloader(built: Json) -> Iterator[sxp.SxpList]:
+    said = {**built.get("type.pv", {}), **built}  # Xen 4.10 and before had it among PV's own
+    loader = said.get("bootloader")
+    if loader:
+        yield ["bootloader", XEND_PYGRUB if loader == PYGRUB else loader]
+        yield ["bootloader_args", shlex.join(said.get("bootloader_args") or ())]
 
 
 def _image(created: Json, built: Json) -> sxp.SxpList:

@@ -177,6 +177,7 @@ def check_target(
         _name(config, hypervisor, local=local),
         _memory(config, hypervisor, max_memory_mib),
         *(Check("configuration", Status.FAILED, text) for text in place.objections),
+        *(Check("configuration", Status.WARNING, text) for text in place.notes),
         *(_bridge(name, place.bridge(name), bad) for name in bridges(config)),
         *(_disk(path, place.disk(path), facts, bad, local=local) for path in disk_paths(config)),
         *_times(facts),
