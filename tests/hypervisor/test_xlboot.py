@@ -48,6 +48,10 @@ BOOTS = [
             " here")),
     ("evil", loaded("/tmp/evil", image=WISHED), RULES,
      XlBoot(note="boot loader /tmp/evil is not run here: the guest cannot reboot by itself")),
+    ("3.0.3", loaded("''", image="(kernel /boot/k) (ip dhcp) (root '/dev/xvda1 ro') (args quiet)"),
+     RULES, XlBoot(kernel="/boot/k", cmdline="ip=dhcp root=/dev/xvda1 ro quiet")),
+    ("3.0.3, loaded", loaded(args="", image="(kernel /boot/k) (root /dev/xvda1)"), RULES,
+     XlBoot(bootloader="pygrub", kernel="/boot/k", cmdline="root=/dev/xvda1")),
     ("none", loaded("''", image=WISHED), RULES,
      XlBoot(kernel="/boot/vmlinuz-2", ramdisk="/boot/initrd-2", cmdline="single")),
 ]  # fmt: skip

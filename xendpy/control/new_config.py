@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from xendpy import sxp
 from xendpy.errors import RpcError
-from xendpy.guest.domain import DomainConfig, GuestType
+from xendpy.guest.domain import DomainConfig, GuestType, kernel_arguments
 
 _ERROR_GENERIC = 2
 _VIF_SCRIPT = "/etc/xen/scripts/vif-bridge"
@@ -93,21 +93,14 @@ def _with_image(config: DomainConfig) -> DomainConfig:
 
 def _with_args(image: sxp.SxpList) -> sxp.SxpList:
     """Put `root=` and `ip=` in front of the kernel's arguments, as xend did."""
-    args: list[str] = []
-    for key in ("ip", "root"):
-        value = sxp.child_value(image, key)
-        if isinstance(value, str) and value:
-            args.append(f"{key}={value}")
-    extra = sxp.child_value(image, "args")
-    if isinstance(extra, str) and extra:
-        args.append(extra)
+    args = kernel_arguments(image)
     kept: sxp.SxpList = []
     for item in image:
         if isinstance(item, list) and item and item[0] in ("ip", "root", "args"):
             continue
         kept.append(item)
         if isinstance(item, list) and item[:1] == ["kernel"] and args:
-            kept.append(["args", " ".join(args)])
+            kept.append(["args", args])
     return kept
 
 

@@ -145,6 +145,19 @@ class DomainConfig:
         return replace(DomainConfig.from_sxp(tree), raw=b"")
 
 
+def kernel_arguments(image: sxp.SxpList) -> str:
+    """Return a kernel's whole command line: what xm's `ip` and `root` said, then `args`.
+
+    Xen 3.0.3 keeps the three apart and joins them for each boot; later releases store them joined.
+    """
+    words = []
+    for key, prefix in (("ip", "ip="), ("root", "root="), ("args", "")):
+        value = sxp.child_value(image, key)
+        if isinstance(value, str) and value:
+            words.append(prefix + value)
+    return " ".join(words)
+
+
 def _name(tree: sxp.SxpList) -> str:
     name = sxp.child_value(tree, "name")
     if not isinstance(name, str) or not name:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from xendpy import sxp
 from xendpy.errors import DomainError
-from xendpy.guest.domain import DomainConfig
+from xendpy.guest.domain import DomainConfig, kernel_arguments
 from xendpy.hypervisor.xlrules import GuestRules
 
 PYGRUB = "pygrub"  # xl's word for its own, which it finds wherever it was installed
@@ -50,7 +50,7 @@ def read_boot(config: DomainConfig, rules: GuestRules) -> XlBoot:
         return XlBoot(
             kernel=_kernel(config, "kernel", rules),
             ramdisk=_kernel(config, "ramdisk", rules),
-            cmdline=_said(config, "args"),
+            cmdline=kernel_arguments(config.image()),
         )
     is_pygrub = os.path.basename(loader) == PYGRUB
     if rules.confined and not is_pygrub:
@@ -68,7 +68,7 @@ def read_boot(config: DomainConfig, rules: GuestRules) -> XlBoot:
         boot,
         kernel=_said(config, "kernel"),
         ramdisk=_said(config, "ramdisk"),
-        cmdline=_said(config, "args"),
+        cmdline=kernel_arguments(config.image()),
     )
 
 
