@@ -65,6 +65,12 @@ def test_kernel_arguments_are_put_together(entries: list[Any], args: str | None)
     assert image["kernel"] == "/k"
 
 
+def test_a_boot_loader_is_told_the_kernels_arguments() -> None:
+    image = ["image", ["linux", ["root", "/dev/xvda1"], ["args", "single"]]]
+    config = new_config(vm(["bootloader", "pygrub"], image))
+    assert config.image()[:3] == ["linux", ["kernel", ""], ["args", "root=/dev/xvda1 single"]]
+
+
 def test_hvm_image_is_left_as_it_is() -> None:
     config = new_config(vm(["image", ["hvm", ["boot", "c"], ["acpi", 1], ["root", "x"]]]))
     assert config.guest_type is GuestType.HVM

@@ -95,6 +95,8 @@ def _with_args(image: sxp.SxpList) -> sxp.SxpList:
     """Put `root=` and `ip=` in front of the kernel's arguments, as xend did."""
     args = kernel_arguments(image)
     kept: sxp.SxpList = []
+    if sxp.child(image, "kernel") is None:  # a boot loader finds it
+        image = [*image[:1], ["kernel", ""], *image[1:]]
     for item in image:
         if isinstance(item, list) and item and item[0] in ("ip", "root", "args"):
             continue
