@@ -86,7 +86,8 @@ REPEATED = (
     ),
     (
         f"{MapKind.BRIDGE} OLD NEW",
-        "The bridge OLD of a guest that comes in is called NEW here (xl).",
+        "The bridge OLD of a guest that comes in is called NEW here (xl). OLD is '' for a vif that "
+        "names none; without such a row it gets xenbr0, as xl has it.",
     ),
     (
         f"{MapKind.DISK} OLD NEW",

@@ -146,7 +146,8 @@ class _Reader:
 
     def _map(self, form: sxp.Form, kind: MapKind, value: sxp.SxpList) -> None:
         match value:
-            case [_, str(old), str(new)] if old and new:
+            # A vif that names no bridge may be given one.
+            case [_, str(old), str(new)] if new and (old or kind is MapKind.BRIDGE):
                 if (kind, old) in self.maps:
                     self._warn(form, f"{kind} {old} is given again: the first one counts")
                 self.maps.setdefault((kind, old), MapRow(kind, old, new))

@@ -18,6 +18,7 @@ from xendpy.guest.domain import DomainConfig, GuestType
 from xendpy.hypervisor.base import Placement
 from xendpy.hypervisor.xlguest import TRADITIONAL, XlGuest, XlType, read_guest
 from xendpy.hypervisor.xllist import INCOMING, Listed, XenInfo
+from xendpy.hypervisor.xlnic import bridge_is_missing
 from xendpy.hypervisor.xlrules import GuestRules
 
 log = logging.getLogger(__name__)
@@ -103,13 +104,16 @@ class Admission:
         return incoming
 
     def look(self, config: DomainConfig, xen: XenInfo) -> Placement:
-        """Say how a guest would fit here, names, memory and devices apart."""
+        """Say how a guest would fit here, names, memory and the devices that it names apart."""
         objections, notes = [], []
         try:
             guest = read_guest(config, self._rules)
             if guest.boot.note:
                 notes.append(guest.boot.note)
             _check_type(config, guest, xen)
+            for nic in guest.nics:
+                if nic.bridge_assumed and (missing := bridge_is_missing(nic, self._rules)):
+                    objections.append(missing)
         except (DomainError, HypervisorError) as error:
             objections.append(error.reason)
         return Placement(
@@ -193,12 +197,8 @@ def _found(patterns: Iterable[str]) -> bool:
 
 def _check_devices(guest: XlGuest, rules: GuestRules) -> None:
     for nic in guest.nics:
-        if nic.bridge and not rules.exists(f"/sys/class/net/{nic.bridge}/bridge"):
-            if nic.script == "vif-openvswitch":
-                continue
-            raise DomainError(
-                guest.name, f"bridge {nic.bridge} does not exist here: see xendpy-map-bridge"
-            )
+        if missing := bridge_is_missing(nic, rules):
+            raise DomainError(guest.name, missing)
     for disk in guest.disks:
         if disk.path:
             try:

@@ -20,9 +20,9 @@ from xendpy.hypervisor.xlguest import (
     UPSTREAM,
     XlGraphics,
     XlGuest,
-    XlNic,
     XlType,
 )
+from xendpy.hypervisor.xlnic import XlNic
 
 Json: TypeAlias = dict[str, Any]
 

@@ -19,6 +19,7 @@ from xendpy.guest.domain import DomainConfig, GuestType
 from xendpy.hypervisor.xlboot import XlBoot, read_boot
 from xendpy.hypervisor.xlcpuid import Leaf, read_cpuid
 from xendpy.hypervisor.xldisk import XlDisk, read_disk
+from xendpy.hypervisor.xlnic import XlNic, read_nic
 from xendpy.hypervisor.xlrules import GuestRules
 
 LOCALHOST = "127.0.0.1"
@@ -57,7 +58,6 @@ HVM_TEXTS = {
 }
 TRADITIONAL = "qemu-xen-traditional"
 UPSTREAM = "qemu-xen"
-MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 REFUSED_CLASSES = ("pci", "vscsi", "vusb", "ioports", "irq", "vtpm")
 
 
@@ -67,19 +67,6 @@ class XlType(StrEnum):
     PV = "pv"
     HVM = "hvm"
     PVH = "pvh"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class XlNic:
-    """A network interface; what is empty is left to xl."""
-
-    mac: str = ""
-    bridge: str = ""
-    script: str = ""
-    model: str = ""
-    ip: str = ""
-    ifname: str = ""
-    emulated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,28 +226,7 @@ class _Reader:
     def nics(self) -> Iterator[XlNic]:
         for kind, device in self._config.devices():
             if kind in ("vif", "vif2"):
-                yield self._nic(device)
-
-    def _nic(self, device: sxp.SxpList) -> XlNic:
-        said = {key: _text(device, key) for key in ("mac", "bridge", "script", "model", "vifname")}
-        guest = self._config.name
-        local_backend(guest, "vif", device)
-        if said["mac"] and not MAC.fullmatch(said["mac"]):
-            raise DomainError(guest, f"vif mac {said['mac']} is none")
-        for key in ("bridge", "model", "vifname"):
-            if not re.fullmatch(r"[A-Za-z0-9_.:-]{0,32}", said[key]):
-                raise DomainError(guest, f"vif {key} {said[key]} is not allowed here")
-        return XlNic(
-            mac=said["mac"],
-            bridge=self._rules.bridge(said["bridge"]),
-            script=self._rules.script(guest, said["script"]) if said["script"] else "",
-            model=said["model"],
-            ip=_text(device, "ip")
-            if re.fullmatch(r"[0-9a-fA-F:. /]*", _text(device, "ip"))
-            else "",
-            ifname=said["vifname"],
-            emulated=_text(device, "type") == "ioemu",
-        )
+                yield read_nic(self._config.name, device, self._rules)
 
     def graphics(self, *, hvm: bool) -> XlGraphics | None:
         """Return the frame buffer, of the vfb device or, for HVM, of the image."""
@@ -291,14 +257,3 @@ def _graphics(said: Mapping[str, str]) -> XlGraphics:
 def _text(device: sxp.SxpList, key: str) -> str:
     value = sxp.child_value(device, key)
     return value if isinstance(value, str) else ""
-
-
-def local_backend(guest: str, kind: str, device: sxp.SxpList) -> None:
-    """Check that a device's backend is domain 0.
-
-    Raises:
-        DomainError: it is another: ids and names of driver domains differ between hosts.
-    """
-    backend = _text(device, "backend") or "0"
-    if backend not in ("0", "Domain-0"):
-        raise DomainError(guest, f"{kind} backend {backend}: only domain 0 can serve it here")
