@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from xendpy.errors import DomainError
 from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor.xlconfig import to_cfg, to_json
 from xendpy.hypervisor.xlguest import read_guest
-from xendpy.hypervisor.xlnic import bridge_is_missing, read_nic
+from xendpy.hypervisor.xlnic import Rate, bridge_is_missing, read_nic, read_rate
 from xendpy.hypervisor.xlrules import GuestRules
+from xendpy.hypervisor.xlsxp import parse_json
 
 HERE = "/sys/class/net/br0/bridge"
 SCRIPT_DIR = "/etc/xen/scripts/"
@@ -86,3 +88,40 @@ def test_a_guest_without_a_bridge_comes_in_where_it_is_mapped(tmp_path, xl):
 def test_a_row_for_no_bridge():
     loaded = parse("(xendpy-map-bridge '' br0)", Path("x"))
     assert loaded.config.maps == MAPPED.maps
+
+
+RATES = [
+    ("10Mb/s", 62_500, 50_000, "1250KB/s@50000us"),  # as in tests/data/xl/pv.cfg
+    ("10Mb/s@50ms", 62_500, 50_000, "1250KB/s@50000us"),
+    ("62500,50000", 62_500, 50_000, "1250KB/s@50000us"),  # as xend shows it, Xen 3.1 - 4.4
+    ("1250KB/s@50ms", 62_500, 50_000, "1250KB/s@50000us"),  # 3.0.3
+    ("1GB/s@1s", 10**9, 10**6, "1GB/s@1000000us"),
+    ("1,3", 1, 3, "333334B/s@3us"),  # nothing is lost by rounding
+    ("4294967295,1000", 4_294_967_295, 1000, "4294967295KB/s@1000us"),
+]
+
+
+@pytest.mark.parametrize(("text", "length_bytes", "interval_usecs", "told"), RATES)
+def test_rates(text, length_bytes, interval_usecs, told):
+    rate = read_rate(text)
+    assert rate == Rate(length_bytes, interval_usecs)
+    assert str(rate) == told
+    assert read_rate(told) == rate
+
+
+@pytest.mark.parametrize("text", ["", "10", "fast", "10Mb/s@0ms", "4294967295,0", "0B/s",
+                                  "99999999GB/s", "1B/s@99999s"])  # fmt: skip
+def test_what_no_xend_took_for_a_rate_limits_nothing(text):
+    assert read_rate(text) is None
+
+
+def test_a_rate_is_told_in_each_format():
+    raw = guest().encode().replace(b"(bridge xenbr0)", b"(bridge xenbr0) (rate 62500,50000)")
+    built = read_guest(DomainConfig.parse(raw), RULES)
+    (nic,) = json.loads(to_json(built).rstrip(b"\0"))["nics"]
+    assert (nic["rate_bytes_per_interval"], nic["rate_interval_usecs"]) == (62_500, 50_000)
+    assert "rate=1250KB/s@50000us" in to_cfg(built)
+    back = parse_json(to_json(built))
+    (vif,) = (device for kind, device in back.devices() if kind == "vif")
+    assert ["rate", "1250KB/s@50000us"] in vif  # a xend reads no other form than it is written in
+    assert read_guest(back, RULES).nics == built.nics

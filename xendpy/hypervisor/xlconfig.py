@@ -161,6 +161,8 @@ def _nic(index: int, nic: XlNic) -> Json:
         "ifname": nic.ifname,
         "script": nic.script,
         "nictype": "vif_ioemu" if nic.emulated else "vif",
+        "rate_bytes_per_interval": nic.rate.length_bytes if nic.rate else 0,
+        "rate_interval_usecs": nic.rate.interval_usecs if nic.rate else 0,
     }
     return {"devid": index, **{key: value for key, value in named.items() if value}}
 
@@ -280,6 +282,7 @@ def _cfg_nic(nic: XlNic) -> str:
         "model": nic.model,
         "ip": nic.ip,
         "vifname": nic.ifname,
+        "rate": nic.rate,
     }
     return ", ".join(f"{key}={value}" for key, value in named.items() if value)
 

@@ -18,6 +18,35 @@ DEFAULT_BRIDGE = "xenbr0"  # libxl's, where none is named; a xend took the first
 DEFAULT_SCRIPT = "vif-bridge"
 BRIDGING = (DEFAULT_SCRIPT, "vif-openvswitch")
 
+# A limit as an operator writes it and Xen 3.0.x shows it; later xends show what they wrote to
+# xenstore: bytes, microseconds.
+RATE = re.compile(
+    r"(?P<amount>[0-9]{1,20})(?P<scale>[GMK]?)(?P<unit>[Bb])/s"
+    r"(?:@(?P<time>[0-9]{1,20})(?P<fraction>[mu]?)s)?"
+)
+CREDIT = re.compile(r"(?P<bytes>[0-9]{1,20}),(?P<usecs>[0-9]{1,20})")
+SCALES = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
+FRACTIONS = {"": 1000**2, "m": 1000, "u": 1}
+DEFAULT_INTERVAL_USECS = 50_000
+UINT32_MAX = (1 << 32) - 1  # netback's own limits, and of each number in xl's text
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What a guest may send: `length_bytes` in each `interval_usecs`."""
+
+    length_bytes: int
+    interval_usecs: int
+
+    def __str__(self) -> str:
+        """Return the text that xl and every xend read back as the same limit."""
+        # Rounded up, for it is rounded down again when it is read.
+        amount, scales = -(-self.length_bytes * 1000**2 // self.interval_usecs), list(SCALES)
+        while len(scales) > 1 and (amount % 1000 == 0 or amount > UINT32_MAX):
+            amount //= 1000
+            del scales[0]
+        return f"{amount}{scales[0]}B/s@{self.interval_usecs}us"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class XlNic:
@@ -31,6 +60,7 @@ class XlNic:
     ip: str = ""
     ifname: str = ""
     emulated: bool = False
+    rate: Rate | None = None
 
 
 def read_nic(guest: str, device: sxp.SxpList, rules: GuestRules) -> XlNic:
@@ -58,7 +88,25 @@ def read_nic(guest: str, device: sxp.SxpList, rules: GuestRules) -> XlNic:
         ip=said["ip"] if re.fullmatch(r"[0-9a-fA-F:. /]*", said["ip"]) else "",
         ifname=said["vifname"],
         emulated=said["type"] == "ioemu",
+        rate=read_rate(_text(device, "rate")),
     )
+
+
+def read_rate(text: str) -> Rate | None:
+    """Return the limit that `rate` means; None for what a xend took for none, as nonsense."""
+    if found := CREDIT.fullmatch(text):
+        length_bytes, interval_usecs = int(found["bytes"]), int(found["usecs"])
+    elif found := RATE.fullmatch(text):
+        per_s = int(found["amount"]) * SCALES[found["scale"]] // (8 if found["unit"] == "b" else 1)
+        interval_usecs = DEFAULT_INTERVAL_USECS
+        if found["time"]:
+            interval_usecs = int(found["time"]) * FRACTIONS[found["fraction"]]
+        length_bytes = per_s * interval_usecs // 1000**2
+    else:
+        return None
+    if not (0 < length_bytes <= UINT32_MAX and 0 < interval_usecs <= UINT32_MAX):
+        return None
+    return Rate(length_bytes, interval_usecs)
 
 
 def bridge_is_missing(nic: XlNic, rules: GuestRules) -> str:

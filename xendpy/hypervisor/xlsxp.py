@@ -17,6 +17,7 @@ from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor import xlcpuid
 from xendpy.hypervisor.xlboot import PYGRUB, XEND_PYGRUB
 from xendpy.hypervisor.xlguest import ACTIONS, DEFAULT_ACTIONS, TIMER_MODES, TSC_MODES
+from xendpy.hypervisor.xlnic import Rate
 
 Json: TypeAlias = Mapping[str, Any]
 
@@ -163,6 +164,9 @@ def _nic(nic: Json) -> Iterator[sxp.SxpList]:
         {"bridge": "bridge", "mac": "mac", "script": "script", "model": "model", "ip": "ip",
          "ifname": "vifname"},
     )  # fmt: skip
+    if nic.get("rate_interval_usecs") and nic.get("rate_bytes_per_interval"):
+        rate = Rate(int(nic["rate_bytes_per_interval"]), int(nic["rate_interval_usecs"]))
+        yield ["rate", str(rate)]
     yield ["type", "ioemu" if nic.get("nictype") == "vif_ioemu" else "vif"]
     yield ["backend", _backend(nic)]
 
