@@ -128,3 +128,26 @@ def test_impossible_configuration_is_refused(
 ) -> None:
     with pytest.raises(error, match=text):
         new_config(value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "cpus"),
+    [
+        ([["cpus", "0-3,^1"]], [["0", "2", "3"], ["0", "2", "3"]]),
+        ([["cpus", ["2", "4-5"]]], [["2"], ["4", "5"]]),
+        ([["cpus", ["2"]]], [["2"]]),
+        ([["cpus", [["2"], ["3"]]]], [["2"], ["3"]]),
+        ([["cpu", 3]], [["3"]]),
+        ([["cpu", -1], ["cpus", "1"]], [["1"], ["1"]]),
+        ([["cpu", -1]], None),
+        ([], None),
+    ],
+)
+def test_each_vcpu_has_its_cpus(entries: list[Any], cpus: list[list[str]] | None) -> None:
+    config = new_config(vm(["vcpus", 2], *entries))
+    assert sxp.child_value(config.tree, "cpus") == cpus
+
+
+def test_cpus_that_are_none_are_refused() -> None:
+    with pytest.raises(DomainError, match="cpus 0-x: expected like 0-3"):
+        new_config(vm(["cpus", "0-x"]))

@@ -305,3 +305,27 @@ def test_a_text_cannot_leave_its_quotes():
     config = guest().encode().replace(b"(args 'ro')", b"(args 'a\"; disk=\\\\')")
     text = to_cfg(read_guest(DomainConfig.parse(config), replace(RULES, confined=False)))
     assert 'cmdline = "a\\"; disk=\\\\"\n' in text
+
+
+@pytest.mark.parametrize(
+    ("cpus", "cfg", "json"),
+    [
+        ("((0 2) (3))", 'cpus = ["0,2", "3"]', [[0, 2], [3]]),
+        ("(0 1)", 'cpus = ["0,1", "0,1"]', [[0, 1], [0, 1]]),
+        ("0-1", 'cpus = ["0,1", "0,1"]', [[0, 1], [0, 1]]),
+        ("((3) ())", 'cpus = ["3", "all"]', None),
+        ("(() ())", None, None),
+    ],
+)
+def test_cpus_of_every_release(cpus, cfg, json):
+    guest = built(
+        PV.replace("(vcpus 4)", "(vcpus 2)").replace("(cpus ((0) (0)))", f"(cpus {cpus})")
+    )
+    lines = [line for line in to_cfg(guest).splitlines() if line.startswith("cpus")]
+    assert lines == ([cfg] if cfg else [])
+    assert said(guest)["b_info"].get("vcpu_hard_affinity") == json
+
+
+def test_cpus_that_are_none_are_refused():
+    with pytest.raises(DomainError, match="cpus 0-x are none"):
+        built(PV.replace("((0) (0))", "0-x"))

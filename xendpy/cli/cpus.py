@@ -8,6 +8,7 @@ from typing import Any
 from xendpy.cli.domains import child_value, children, domain_row, fetch
 from xendpy.cli.options import CommandFailed, Invocation, UsageError
 from xendpy.errors import RpcError
+from xendpy.guest.cpuset import cpu_set
 
 MAX_CPUS = 64  # what `all` meant to xm
 
@@ -73,22 +74,6 @@ def vcpu_pin(xm: Invocation) -> None:
     text = f"0-{MAX_CPUS - 1}" if cpus == "all" else cpus
     wanted = ",".join(str(cpu) for cpu in sorted(cpu_set(text)))
     xm.call("xend.domain.pincpu", domain, vcpu, wanted)
-
-
-def cpu_set(text: str) -> set[int]:
-    """Return the CPUs of a list like `0-3,^1,6`; later items override earlier ones.
-
-    Raises:
-        ValueError: an item is not a number or a range.
-    """
-    cpus: set[int] = set()
-    for item in filter(None, text.split(",")):
-        if item.startswith("^"):
-            cpus.discard(int(item[1:]))
-            continue
-        first, dash, last = item.partition("-")
-        cpus.update(range(int(first), int(last if dash else first) + 1))
-    return cpus
 
 
 def sched_credit(xm: Invocation) -> None:

@@ -11,7 +11,8 @@ import uuid
 from collections.abc import Iterator
 
 from xendpy import sxp
-from xendpy.errors import RpcError
+from xendpy.errors import DomainError, RpcError
+from xendpy.guest.cpuset import affinity
 from xendpy.guest.domain import DomainConfig, GuestType, kernel_arguments
 
 _ERROR_GENERIC = 2
@@ -57,7 +58,7 @@ def new_config(value: object) -> DomainConfig:
         whole.append(["uuid", str(uuid.uuid4())])
     whole += [[key, default] for key, default in _DEFAULTS if key not in known]
     whole += [["device", item] for item in _devices(entries)]
-    return _with_image(DomainConfig.from_sxp(whole))
+    return _with_image(_with_cpus(DomainConfig.from_sxp(whole)))
 
 
 def to_sxp(value: object) -> sxp.SxpValue:
@@ -75,6 +76,21 @@ def to_sxp(value: object) -> sxp.SxpValue:
             return ""
         case _:
             raise RpcError(_ERROR_GENERIC, f"{type(value).__name__} has no place in an sxp")
+
+
+def _with_cpus(config: DomainConfig) -> DomainConfig:
+    """Keep as one list for each vcpu what `cpus`, or the older `cpu` of the first vcpu, says."""
+    said, first = sxp.child_value(config.tree, "cpus"), config.text("cpu")
+    if said is None and first.isdecimal():
+        said = [first]
+    if not said:
+        return config
+    try:
+        rows = affinity(said, config.vcpus)
+    except ValueError:
+        raise DomainError(config.name, f"cpus {said}: expected like 0-3,^1,6") from None
+    rest = [item for item in config.tree if not isinstance(item, list) or item[:1] != ["cpus"]]
+    return DomainConfig.from_sxp([*rest, ["cpus", [[str(cpu) for cpu in row] for row in rows]]])
 
 
 def _with_image(config: DomainConfig) -> DomainConfig:

@@ -66,7 +66,9 @@ def _build_info(guest: XlGuest) -> Json:
         "max_memkb": guest.maxmem_mib << 10,
         "target_memkb": guest.memory_mib << 10,
     }
-    if guest.affinity:
+    if guest.affinity and all(
+        guest.affinity
+    ):  # there is no word here for a vcpu that is not bound
         info["vcpu_hard_affinity"] = [list(cpus) for cpus in guest.affinity]
         info["numa_placement"] = "False"
     if guest.cpuid:
@@ -199,7 +201,7 @@ def _cfg(guest: XlGuest) -> Iterator[tuple[str, str]]:
     yield "vcpus", str(guest.online_vcpus)
     yield "maxvcpus", str(guest.vcpus)
     if guest.affinity:
-        rows = (_quoted(",".join(map(str, cpus))) for cpus in guest.affinity)
+        rows = (_quoted(",".join(map(str, cpus)) or "all") for cpus in guest.affinity)
         yield "cpus", f"[{', '.join(rows)}]"
     for key, number in (("cpu_weight", guest.weight), ("cap", guest.cap)):
         if number:

@@ -15,6 +15,7 @@ from typing import Any
 
 from xendpy import sxp
 from xendpy.errors import DomainError
+from xendpy.guest.cpuset import affinity
 from xendpy.guest.domain import DomainConfig, GuestType
 from xendpy.hypervisor.xlboot import XlBoot, read_boot
 from xendpy.hypervisor.xlcpuid import Leaf, read_cpuid
@@ -182,20 +183,15 @@ class _Reader:
         return ACTIONS[value]
 
     def affinity(self) -> tuple[tuple[int, ...], ...]:
-        """Return the cpus of each vcpu; none at all unless every one of them is bound."""
-        rows = sxp.child_value(self._config.tree, "cpus")
-        if (
-            not isinstance(rows, list)
-            or not rows
-            or not all(isinstance(row, list) for row in rows)
-        ):
-            return ()
-        found = tuple(
-            tuple(_number(cpu) for cpu in row if isinstance(cpu, str))
-            for row in rows
-            if isinstance(row, list)
-        )
-        return found if all(found) else ()
+        """Return the cpus of each vcpu; none at all unless one of them is bound."""
+        said = sxp.child_value(self._config.tree, "cpus")
+        if isinstance(said, list) and all(isinstance(item, str) for item in said):
+            said = ",".join(map(str, said))  # of Xen 3.0.4: one list for all of them
+        try:
+            rows = affinity(said, self._config.vcpus)
+        except ValueError:
+            raise DomainError(self._config.name, f"cpus {said} are none") from None
+        return tuple(map(tuple, rows)) if any(rows) else ()
 
     def hvm(self) -> dict[str, Any]:  # the fields of XlGuest that only HVM has
         known = {key: self.image(key) for key in HVM_SWITCHES}
