@@ -77,6 +77,22 @@ async def test_while_a_guest_stands_still_xl_is_asked_little(tmp_path):
         assert ("list", "-l") not in here.tool.calls[sent:]
 
 
+async def test_a_disk_that_xl_attached_goes_along(tmp_path):
+    async with two_hosts(tmp_path) as (here, there):
+        here.start()
+        disk = tmp_path / "data.img"
+        disk.touch()
+        here.only().config["disks"] = [{"vdev": "xvdb", "pdev_path": str(disk), "readwrite": 1}]
+        with pytest.raises(MigrationError, match=f"disk {disk} is not below"):
+            await here.send(there.port)
+        there.rules = replace(RULES, guest_paths=("/boot", str(tmp_path)))
+        there.hypervisor.close()
+        there.boot()
+        async with listening(there):
+            await here.send(there.port)
+        assert there.only().config["disks"][0]["pdev_path"] == str(disk)
+
+
 async def test_a_guest_goes_to_its_own_host(tmp_path):
     host = XlHost(tmp_path)
     async with listening(host):

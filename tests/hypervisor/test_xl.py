@@ -293,6 +293,23 @@ def test_a_guest_is_created_paused_wherever_its_kernel_is(hypervisor):
     assert (summary.domid, summary.state) == (domain.domid, DomainState.PAUSED)
 
 
+def test_what_xl_has_changed_since_a_guest_came_is_listed_and_goes_along(hypervisor, xl):
+    came = hypervisor.create(guest()), restored(hypervisor, guest("web02", OTHER_UUID))
+    for domain, made in zip(came, xl.guests, strict=True):
+        before = next(item for item in hypervisor.domains() if item.domid == domain.domid)
+        assert before.config.raw == guest(domain.name, domain.uuid).raw
+        disk = {"vdev": "xvdb", "pdev_path": "/boot/data.img", "format": "raw", "readwrite": 1}
+        made.config["disks"] = [disk]
+        hypervisor.set_memory(domain, 12)
+        hypervisor.set_vcpus(domain, 1)
+        with hypervisor.save(domain) as source:
+            source.resume()
+        (summary,) = [item for item in hypervisor.domains() if item.domid == domain.domid]
+        assert summary.config == source.config
+        assert [kind for kind, _ in source.config.devices()] == ["vif", "vbd"]
+        assert (summary.config.memory_mib, summary.maxmem_mib) == (12, 16)
+
+
 def test_guests_of_other_tools_are_listed(hypervisor, xl):
     import json
 

@@ -377,6 +377,15 @@ class FakeXl:
     def do_dmesg(self) -> str:
         return "(XEN) text\n"
 
+    def do_mem_set(self, domid: str, size: str) -> None:
+        self._guest(domid).config["b_info"]["target_memkb"] = int(size.removesuffix("m")) << 10
+
+    def do_mem_max(self, domid: str, size: str) -> None:
+        self._guest(domid).config["b_info"]["max_memkb"] = int(size.removesuffix("m")) << 10
+
+    def do_vcpu_set(self, domid: str, count: str) -> None:
+        self._guest(domid).config["b_info"]["avail_vcpus"] = list(range(int(count)))
+
     def do_create(self, _paused: str, path: str) -> None:
         said = dict(
             line.split(" = ", 1) for line in Path(path).read_text().splitlines() if " = " in line
@@ -394,5 +403,23 @@ class FakeXl:
                     "max_memkb": int(said["maxmem"]) << 10,
                     "target_memkb": int(said["memory"]) << 10,
                 },
+                "disks": [
+                    {
+                        "pdev_path": disk["target"],
+                        "vdev": disk["vdev"],
+                        "format": disk["format"],
+                        "readwrite": int(disk["access"] == "rw"),
+                    }
+                    for disk in devices(said.get("disk", "[]"))
+                ],
+                "nics": [
+                    {"devid": devid, "bridge": nic["bridge"], "mac": nic["mac"]}
+                    for devid, nic in enumerate(devices(said.get("vif", "[]")))
+                ],
             }
         )
+
+
+def devices(said: str) -> list[dict[str, str]]:
+    """Return a list of devices of an xl.cfg."""
+    return [dict(item.split("=", 1) for item in text.split(", ")) for text in json.loads(said)]

@@ -22,7 +22,7 @@ from xendpy.hypervisor.statelock import StateLock, host_id
 from xendpy.hypervisor.xladmission import Admission, Incoming
 from xendpy.hypervisor.xlconfig import as_created, to_cfg, to_json
 from xendpy.hypervisor.xlguest import read_guest
-from xendpy.hypervisor.xlguests import as_domain, config_of
+from xendpy.hypervisor.xlguests import as_domain
 from xendpy.hypervisor.xlholds import XlHolds, before
 from xendpy.hypervisor.xllist import AWAY, INCOMING, Listed, info, list_guests
 from xendpy.hypervisor.xlmigrate import XlLiveSource
@@ -224,7 +224,7 @@ class XlHypervisor(XlHolds):
             source = (XlLiveSource if live else XlSource)(
                 self._tool,
                 guest.domid,
-                config_of(guest, note),
+                self._config_of(guest, note),
                 self._spools,
                 lambda how, reason: self._left(guest, note, how, reason),
             )

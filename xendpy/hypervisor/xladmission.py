@@ -56,6 +56,11 @@ class Admission:
         self._rules = rules
         self._incoming: list[Incoming] = []
 
+    @property
+    def rules(self) -> GuestRules:
+        """What guests may name here, and by which name it is known."""
+        return self._rules
+
     def names(self) -> frozenset[str]:
         """Return what xl calls the guests that are being built."""
         return frozenset(item.xl_name for item in self._incoming)

@@ -16,9 +16,11 @@ from xendpy.guest.domain import (
 )
 from xendpy.hypervisor.base import Capabilities, Placement
 from xendpy.hypervisor.xladmission import Admission
+from xendpy.hypervisor.xlchanges import brought_up
 from xendpy.hypervisor.xlconsole import Console
 from xendpy.hypervisor.xllist import Listed, XenInfo, info, list_guests
 from xendpy.hypervisor.xlnotes import Note, Notes
+from xendpy.hypervisor.xlrules import GuestRules
 from xendpy.hypervisor.xlsxp import to_config
 from xendpy.hypervisor.xltool import Tool
 
@@ -100,7 +102,7 @@ class XlGuests:
 
     def _summary(self, guest: Listed) -> DomainSummary:
         note = self._notes.get(guest.domid, guest.uuid)
-        config = config_of(guest, note)
+        config = self._config_of(guest, note)
         return DomainSummary(
             domid=guest.domid,
             uuid=guest.uuid,
@@ -115,6 +117,9 @@ class XlGuests:
             config=config,
             note=note.held,
         )
+
+    def _config_of(self, guest: Listed, note: Note) -> DomainConfig:
+        return config_of(guest, note, self._admission.rules)
 
     def _begun_s(self, guest: Listed) -> float:
         """Return when a guest that xl or another tool started began, as xl counts it."""
@@ -151,7 +156,7 @@ class XlGuests:
         self._tool.run(["rename", str(guest.domid), name])
         note = self._notes.get(guest.domid, guest.uuid)
         if note.raw:
-            renamed = config_of(guest, note).renamed(name)
+            renamed = self._config_of(guest, note).renamed(name)
             self._notes.put(replace(note, raw=renamed.encode().decode("latin-1")))
         return replace(as_domain(guest), name=name)
 
@@ -204,11 +209,13 @@ def uptime_s(tool: Tool, domid: int) -> float:
     return 0.0
 
 
-def config_of(guest: Listed, note: Note) -> DomainConfig:
-    """Return a guest's configuration: as it came, else as libxl has it."""
+def config_of(guest: Listed, note: Note, rules: GuestRules) -> DomainConfig:
+    """Return a guest's configuration: as it came and has changed since, else as libxl has it."""
+    known = "b_info" in guest.config and "uuid" in guest.config.get("c_info", {})
     if note.raw:
-        return DomainConfig.parse(note.raw.encode("latin-1"))
-    if "b_info" in guest.config and "uuid" in guest.config.get("c_info", {}):
+        noted = DomainConfig.parse(note.raw.encode("latin-1"))
+        return brought_up(noted, guest.config, rules, name=guest.plain_name) if known else noted
+    if known:
         return to_config(guest.config)
     # Started by something else than libxl: what can be seen of it.
     return DomainConfig.from_sxp(

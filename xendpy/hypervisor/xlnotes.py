@@ -3,6 +3,7 @@
     DIR/var/lib/xend/xl/DOMID.json
 
 The configuration as it came, the migration that brought the guest, whether it is held in doubt.
+What has changed of it since, xl knows: see xlchanges.
 A note belongs to one domid and uuid; one whose guest is gone is removed.
 """
 
