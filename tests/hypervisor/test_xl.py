@@ -18,6 +18,8 @@ from tests.guests import (
 )
 from tests.hypervisor.contract import CLASHES, GuestContract, say_all
 from tests.peers.xl_driver import driver, incoming
+from xendpy import sxp
+from xendpy.control.domain_sxp import domain_sxp
 from xendpy.errors import (
     DomainError,
     DomainExists,
@@ -320,6 +322,86 @@ def test_guests_of_other_tools_are_listed(hypervisor, xl):
     (summary,) = hypervisor.domains()
     assert (summary.name, summary.state) == ("tick", DomainState.SHUTDOWN)
     assert summary.maxmem_mib == 96
+
+
+FOREIGN = [
+    ("blank", "win 10", "win 10"),
+    ("columns", "web 4 92 1 ------", "web 4 92 1 ------"),
+    ("long", "a guest " * 8 + "x", "a guest " * 8 + "x"),
+    ("at", "web@lab", "web@lab"),
+    ("brackets", "a(b)", "a(b)"),
+    ("quote", """it's "me\"""", """it's "me\""""),
+    ("umlaut", "b\xfccher", "b\xfccher"),
+    ("two lines", "one\ntwo", "one?two"),
+    ("bell", "one\atwo", "one?two"),
+    ("path", "../web", "../web"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [row[1:] for row in FOREIGN], ids=[row[0] for row in FOREIGN]
+)
+def test_a_guest_that_no_xend_could_have_disturbs_no_other(hypervisor, xl, tmp_path, name, shown):
+    config = {
+        "c_info": {"type": "pv", "name": name, "uuid": OTHER_UUID},
+        "b_info": {"max_vcpus": 1, "avail_vcpus": [0], "max_memkb": 65536, "target_memkb": 65536},
+        "disks": [{"vdev": "xvda", "pdev_path": "/dev/vg/win"}],
+    }
+    xl.add(config, flags="-b----")
+    domain = restored(hypervisor)
+    hypervisor.close()
+    again = driver(tmp_path, xl)  # the daemon starts with it
+    foreign, own = again.domains()
+    assert (foreign.name, foreign.config.name, foreign.memory_mib) == (shown, shown, 64)
+    assert [kind for kind, _ in foreign.config.devices()] == ["vbd", "console"]
+    assert domain_sxp(foreign, devices=True)[0] == "domain"
+    assert sxp.child_value(sxp.parse_one(sxp.encode(foreign.config.tree)), "name") == shown
+    assert own.config == guest()
+    there = again.find(shown)
+    assert again.state(there) is DomainState.BLOCKED
+    text = "Invalid VM Name: no xend would take domain 1"
+    with pytest.raises(DomainError, match=text), again.save(there):
+        raise AssertionError("let go")
+    assert (xl.guests[0].flags, again.domains()[0].note) == ("-b----", "")
+    with again.save(domain) as source:
+        source.relinquish()
+    again.rename(there, "win10")
+    with again.save(again.find("win10")) as source:
+        source.resume()
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong"),
+    [
+        ("c_info", {"uuid": OTHER_UUID, "name": "web02", "type": None}),
+        ("b_info", {"max_memkb": 1 << 42, "target_memkb": 65536, "avail_vcpus": [0]}),
+        ("disks", [{"pdev_path": "/dev/x"}]),
+    ],
+)
+def test_a_guest_of_which_libxl_says_what_nobody_knows_is_listed(hypervisor, xl, part, wrong):
+    config = {
+        "c_info": {"type": "pv", "name": "web02", "uuid": OTHER_UUID},
+        "b_info": {"max_vcpus": 1, "avail_vcpus": [0], "max_memkb": 65536, "target_memkb": 65536},
+    }
+    xl.add({**config, part: wrong})
+    domain = restored(hypervisor)
+    xl.guests[1].config["disks"] = [{"pdev_path": "/dev/x"}]
+    foreign, own = hypervisor.domains()
+    assert (foreign.name, foreign.memory_mib, foreign.vcpus) == ("web02", 64, 1)
+    assert own.config == guest()
+    with pytest.raises(DomainError, match="not understood"), hypervisor.save(domain):
+        raise AssertionError("let go without its disk")
+
+
+@pytest.mark.parametrize("change", ["1.5", ""])
+def test_columns_that_nobody_knows_are_an_error(hypervisor, xl, monkeypatch, change):
+    restored(hypervisor)
+    listed = xl.do_list("-v")
+    text = listed.replace("  5.5 ", f" {change}x") if change else f"{listed}rest"
+    monkeypatch.setattr(xl, "do_list", lambda how: text)
+    with pytest.raises(HypervisorError, match="a line of `xl list -v` is not understood"):
+        hypervisor.find("web01")
 
 
 def test_xl_can_neither_crash_nor_suspend_a_guest(hypervisor):

@@ -215,6 +215,7 @@ class XlHypervisor(XlHolds):
             raise DomainStateError(
                 domain.name, f"Domain '{domain.name}' is being saved.", actual="leaving"
             )
+        config = self._config_of(guest, note)
         note = replace(note, stopped=before(guest))
         self._leaving[guest.domid] = migration_id
         try:
@@ -224,7 +225,7 @@ class XlHypervisor(XlHolds):
             source = (XlLiveSource if live else XlSource)(
                 self._tool,
                 guest.domid,
-                self._config_of(guest, note),
+                config,
                 self._spools,
                 lambda how, reason: self._left(guest, note, how, reason),
             )

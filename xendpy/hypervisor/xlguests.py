@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import suppress
 from dataclasses import replace
 
-from xendpy.errors import DomainExists, DomainNotFound, HypervisorError, Unsupported
+from xendpy import sxp
+from xendpy.errors import (
+    DomainError,
+    DomainExists,
+    DomainNotFound,
+    HypervisorError,
+    Unsupported,
+)
 from xendpy.guest.domain import (
+    MAX_MEMORY_MIB,
+    MAX_VCPUS,
+    NAME_PATTERN,
     Domain,
     DomainConfig,
     DomainState,
@@ -23,6 +34,8 @@ from xendpy.hypervisor.xlnotes import Note, Notes
 from xendpy.hypervisor.xlrules import GuestRules
 from xendpy.hypervisor.xlsxp import to_config
 from xendpy.hypervisor.xltool import Tool
+
+log = logging.getLogger(__name__)
 
 SHUTDOWNS = {"poweroff": "shutdown", "halt": "shutdown", "reboot": "reboot"}
 
@@ -102,7 +115,7 @@ class XlGuests:
 
     def _summary(self, guest: Listed) -> DomainSummary:
         note = self._notes.get(guest.domid, guest.uuid)
-        config = self._config_of(guest, note)
+        config = shown_config(guest, note, self._admission.rules)
         return DomainSummary(
             domid=guest.domid,
             uuid=guest.uuid,
@@ -210,24 +223,65 @@ def uptime_s(tool: Tool, domid: int) -> float:
 
 
 def config_of(guest: Listed, note: Note, rules: GuestRules) -> DomainConfig:
-    """Return a guest's configuration: as it came and has changed since, else as libxl has it."""
-    known = "b_info" in guest.config and "uuid" in guest.config.get("c_info", {})
+    """Return a guest's configuration: as it came and has changed since, else as libxl has it.
+
+    Raises:
+        DomainError: it is none that xend could have.
+    """
     if note.raw:
         noted = DomainConfig.parse(note.raw.encode("latin-1"))
-        return brought_up(noted, guest.config, rules, name=guest.plain_name) if known else noted
-    if known:
-        return to_config(guest.config)
-    # Started by something else than libxl: what can be seen of it.
+        if not _known(guest):
+            return noted
+        return brought_up(noted, guest.config, rules, name=guest.plain_name)
+    if not NAME_PATTERN.fullmatch(guest.plain_name):
+        reason = f"Invalid VM Name: no xend would take domain {guest.domid}, xm rename it first"
+        raise DomainError(guest.plain_name, reason)
+    return to_config(guest.config) if _known(guest) else _outline(guest)
+
+
+def shown_config(guest: Listed, note: Note, rules: GuestRules) -> DomainConfig:
+    """Return what is to be seen of a guest's configuration; one that `config_of` refuses has some.
+
+    Anybody may start a guest with xl, and no name that it has may hide the others.
+    """
+    try:
+        return config_of(guest, note, rules)
+    except DomainError as error:
+        log.debug("domain %d: %s", guest.domid, error)
+    if note.raw:
+        return DomainConfig.parse(note.raw.encode("latin-1"))
+    config = _outline(guest)
+    if _known(guest):
+        with suppress(DomainError):
+            created = {**guest.config["c_info"], "name": config.name}
+            config = to_config({**guest.config, "c_info": created})
+    name: sxp.SxpValue = ["name", guest.plain_name]
+    tree = [name if _is_name(item) else item for item in config.tree]
+    return replace(config, name=guest.plain_name, tree=tree)
+
+
+def _known(guest: Listed) -> bool:
+    """Say whether libxl knows a guest's configuration; something else may have started it."""
+    return "b_info" in guest.config and "uuid" in guest.config.get("c_info", {})
+
+
+def _outline(guest: Listed) -> DomainConfig:
+    """Return what can be seen of any guest; a name that xend could not have is its uuid."""
+    name = guest.plain_name if NAME_PATTERN.fullmatch(guest.plain_name) else guest.uuid
     return DomainConfig.from_sxp(
         [
             "domain",
-            ["name", guest.plain_name],
+            ["name", name],
             ["uuid", guest.uuid],
-            ["memory", str(max(guest.memory_mib, 1))],
-            ["vcpus", str(max(guest.online_vcpus, 1))],
+            ["memory", str(min(max(guest.memory_mib, 1), MAX_MEMORY_MIB))],
+            ["vcpus", str(min(max(guest.online_vcpus, 1), MAX_VCPUS))],
             ["image", ["linux", ["kernel", ""]]],
         ]
     )
+
+
+def _is_name(item: sxp.SxpValue) -> bool:
+    return isinstance(item, list) and item[:1] == ["name"]
 
 
 def as_domain(guest: Listed) -> Domain:

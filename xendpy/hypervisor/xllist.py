@@ -1,26 +1,30 @@
 """What xl prints, as values: `xl list -l`, `xl list -v`, `xl info`.
 
-Source: the output of xl, Xen 4.17; the columns of `list -v` are those of 4.2 and later.
+Source: the output of xl, Xen 4.17; the columns of `list -v` are those of 4.2 and later. xl takes
+any name for a guest, and prints it as it is: blanks may be in it, and even an end of line.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from xendpy.errors import HypervisorError
-from xendpy.guest.domain import DomainState, GuestType
+from xendpy.guest.domain import UUID_PATTERN, DomainState, GuestType
 from xendpy.hypervisor.xltool import Tool
 
 INCOMING = "--incoming"  # what xl puts behind the name of a guest that comes in
 AWAY = "--migratedaway"  # ... and of one that goes
 SUSPEND_CODE = "2"  # SHUTDOWN_suspend, public/sched.h
+# From the right: what stands before three numbers and the flags is the name, digits and all.
 LISTED = re.compile(
-    r"(?P<name>\S+)\s+(?P<domid>\d+)\s+(?P<memory>\d+)\s+(?P<vcpus>\d+)\s+"
+    r"(?P<name>.*)\s+(?P<domid>\d+)\s+(?P<memory>\d+)\s+(?P<vcpus>\d+)\s+"
     r"(?P<flags>[-rbpscd]{6})\s+(?P<time>[\d.]+)\s+(?P<uuid>[0-9a-f-]{36})\s+(?P<code>\S+)"
+    r"(\s.*)?",
+    re.DOTALL,
 )
 GUEST_TYPES = {"xen-3.0-x86_64": GuestType.PV, "hvm-3.0-x86_64": GuestType.HVM}
 
@@ -71,15 +75,29 @@ def list_guests(tool: Tool, *, with_config: bool = False) -> list[Listed]:
         HypervisorError: xl failed, or printed something else than it ought to.
     """
     configs = _configs(tool.run(["list", "-l"])) if with_config else {}
-    found = []
-    for line in tool.run(["list", "-v"]).splitlines()[1:]:
-        match = LISTED.match(line)
-        if match is None:
-            raise HypervisorError(f"a line of `xl list -v` is not understood: {line!r}")
-        domid = int(match["domid"])
-        if domid:
-            found.append(_listed(match, configs.get(domid, {})))
+    rows = list(_rows(tool.run(["list", "-v"])))
+    found = [_listed(row, configs.get(int(row["domid"]), {})) for row in rows if int(row["domid"])]
     return sorted(found, key=lambda guest: guest.domid)
+
+
+def _rows(text: str) -> Iterator[re.Match[str]]:
+    """Yield the row of each guest: a line, or more of them if its name has several."""
+    begun = ""
+    for line in text.split("\n")[1:]:
+        match = LISTED.fullmatch(begun + line)
+        if match is not None:
+            yield match
+            begun = ""
+        elif UUID_PATTERN.search(line):  # no name's part but a row, of columns that nobody knows
+            raise _not_understood(line)
+        else:
+            begun += f"{line}\n"
+    if begun.strip():
+        raise _not_understood(begun)
+
+
+def _not_understood(text: str) -> HypervisorError:
+    return HypervisorError(f"a line of `xl list -v` is not understood: {text!r}")
 
 
 def _configs(text: str) -> dict[int, Mapping[str, Any]]:
@@ -93,13 +111,18 @@ def _listed(match: re.Match[str], config: Mapping[str, Any]) -> Listed:
     return Listed(
         domid=int(match["domid"]),
         uuid=match["uuid"],
-        name=match["name"],
+        name=_printable(match["name"].rstrip()),
         memory_mib=int(match["memory"]),
         online_vcpus=int(match["vcpus"]),
         cpu_time_s=float(match["time"]),
         state=_state(match["flags"], match["code"]),
         config=config,
     )
+
+
+def _printable(name: str) -> str:
+    """Return a name that a table and XML can hold."""
+    return "".join(character if character.isprintable() else "?" for character in name)
 
 
 def _state(flags: str, code: str) -> DomainState:
