@@ -6,6 +6,7 @@ from tests import recorded
 from tests.bytes_source import BytesSource
 from tests.guests import (
     OTHER_UUID,
+    UUID,
     batch,
     closing,
     guest,
@@ -214,6 +215,38 @@ def test_too_large_a_guest_is_refused(hypervisor, xl):
     xl.free_mib = 10
     with pytest.raises(OutOfMemory, match="18 MiB, the hypervisor has 10 MiB free"):
         restored(hypervisor)
+
+
+@pytest.mark.parametrize(
+    ("has_mib", "free_mib", "told"),
+    [
+        (0, 36, ""),  # each takes 16 MiB and 2 for Xen
+        (0, 35, "18 MiB, the hypervisor has 17 MiB free"),
+        (10, 26, ""),
+        (10, 25, "18 MiB, the hypervisor has 17 MiB free"),
+        (16, 20, ""),
+        (16, 19, "18 MiB, the hypervisor has 17 MiB free"),
+        (17, 19, ""),
+        (30, 18, ""),
+        (30, 17, "18 MiB, the hypervisor has 17 MiB free"),
+    ],
+)
+def test_a_guest_on_its_way_in_counts_with_what_it_has_not_taken_yet(
+    hypervisor, xl, has_mib, free_mib, told
+):
+    with hypervisor.restore(guest()):
+        if has_mib:
+            memory = {"target_memkb": has_mib << 10, "avail_vcpus": [0]}
+            xl.add({"c_info": {"name": "(null)", "uuid": UUID}, "b_info": memory})
+        xl.free_mib = free_mib
+        xl.calls.clear()
+        came = hypervisor.restore(guest("web02", OTHER_UUID))
+        if told:
+            with pytest.raises(OutOfMemory, match=told), came:
+                raise AssertionError("let in")
+        else:
+            with came:
+                assert [call[0] for call in xl.calls] == ["list", "info", "restore"]
 
 
 REFUSALS = [

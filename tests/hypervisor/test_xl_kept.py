@@ -9,12 +9,23 @@ import pytest
 
 from tests.bytes_source import BytesSource
 from tests.drive import Recorder, drive_bytes
-from tests.guests import batch, closing, guest, opening, send_all, span, u64
+from tests.guests import (
+    OTHER_UUID,
+    batch,
+    closing,
+    guest,
+    opening,
+    send_all,
+    send_pages,
+    span,
+    u64,
+)
 from tests.hypervisor.test_xl import restored
 from tests.peers.xl_driver import driver, incoming
 from xendpy.errors import OutOfMemory
 from xendpy.guest.domain import DomainState
 from xendpy.guest.pages import PAGE_SIZE, PageBatch, PageType
+from xendpy.hypervisor import xlspool
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.xlspool import Spool
 from xendpy.migration.reception import Kept, Received, ReceiveLimits, Reception, Rejected, start
@@ -129,6 +140,58 @@ def test_no_room_for_the_copy_is_refused_first(hypervisor, monkeypatch):
     with pytest.raises(OutOfMemory, match="to be kept safe while it is built"):
         restored(hypervisor)
     assert hypervisor.domains() == []
+
+
+class Room:
+    """A file system of `mib` MiB, used by what lies in one directory."""
+
+    def __init__(self, monkeypatch, directory, mib):
+        real = os.statvfs
+
+        def looked(path):
+            used = sum(file.stat().st_blocks * 512 for file in directory.glob("*"))
+            free = ((mib << 20) - used) // 4096
+            return os.statvfs_result((4096, 4096, free, free, free, *real(path)[5:]))
+
+        monkeypatch.setattr(os, "statvfs", looked)
+        monkeypatch.setattr(xlspool, "SLACK_BYTES", 2 << 20)
+        monkeypatch.setattr(xlspool, "WRITE_BACK_BYTES", 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("room_mib", "written", "fits"),
+    [
+        (35, 0, False),  # each wants 16 MiB and 2 besides
+        (37, 0, True),
+        (37, 2048, True),  # of its 18 MiB 8 are used now, and no longer wanted
+        (35, 2048, False),
+    ],
+)
+def test_a_save_file_wants_what_is_not_written_yet(
+    hypervisor, tmp_path, monkeypatch, room_mib, written, fits
+):
+    Room(monkeypatch, tmp_path / "var/lib/xend/incoming", room_mib)
+    with hypervisor.restore(guest()) as session:
+        send_all(session, opening())
+        for first in range(0, written, 256):
+            send_pages(session, span(first, 256), 1)
+        came = hypervisor.restore(guest("web02", OTHER_UUID))
+        if fits:
+            with came:
+                assert incoming(tmp_path) == ["web01.arriving", "web02.arriving"]
+        else:
+            with pytest.raises(OutOfMemory, match="kept safe while it is built"), came:
+                raise AssertionError("let in")
+
+
+def test_a_whole_save_file_wants_nothing_more(tmp_path):
+    spool = Spool(tmp_path, guest())
+    for record in [*opening(), *closing(), End()]:
+        spool.apply(record)
+    assert spool.left_bytes == spool.wanted_bytes
+    spool.seal()
+    assert spool.left_bytes == 0
+    spool.close()
 
 
 class Disk:

@@ -127,13 +127,7 @@ class XlHypervisor(XlHolds):
             self._admission.release(incoming)
 
     def _begin(self, incoming: Incoming, *, safe: bool) -> XlRestore:
-        try:
-            reserved = self._admission.spool_bytes()
-            spool = Spool(self._spools, incoming.config, reserved_bytes=reserved) if safe else None
-        except OSError as error:
-            raise _unusable(self._spools, error) from error
-        if spool is not None:
-            incoming.spool_bytes = spool.wanted_bytes
+        spool = self._spool(incoming) if safe else None
         building = Building(
             tool=self._tool,
             guest_type=incoming.config.guest_type,
@@ -149,6 +143,16 @@ class XlHypervisor(XlHolds):
                 spool.discard()
                 spool.close()
             raise
+
+    def _spool(self, incoming: Incoming) -> Spool:
+        with self._turn:  # two at once must not be promised the same room
+            try:
+                reserved = self._admission.spool_bytes()
+                spool = Spool(self._spools, incoming.config, reserved_bytes=reserved)
+            except OSError as error:
+                raise _unusable(self._spools, error) from error
+            incoming.spool = spool
+        return spool
 
     def _arrived(self, incoming: Incoming, kept: str, *, safe: bool) -> Domain:
         guest = self._built(incoming)

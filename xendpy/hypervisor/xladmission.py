@@ -20,6 +20,7 @@ from xendpy.hypervisor.xlguest import TRADITIONAL, XlGuest, XlType, read_guest
 from xendpy.hypervisor.xllist import INCOMING, Listed, XenInfo
 from xendpy.hypervisor.xlnic import bridge_is_missing
 from xendpy.hypervisor.xlrules import GuestRules
+from xendpy.hypervisor.xlspool import Spool
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,12 @@ class Incoming:
     xl_name: str
     before: frozenset[int]
     pv32: bool
-    spool_bytes: int = 0
+    spool: Spool | None = None
+
+    @property
+    def wanted_mib(self) -> int:
+        """What the whole guest takes."""
+        return _wanted_mib(self.guest)
 
 
 class Admission:
@@ -66,8 +72,8 @@ class Admission:
         return frozenset(item.xl_name for item in self._incoming)
 
     def spool_bytes(self) -> int:
-        """Return the room that the save files of guests on their way in may take."""
-        return sum(item.spool_bytes for item in self._incoming)
+        """Return the room that the save files of guests on their way in may still take."""
+        return sum(item.spool.left_bytes for item in self._incoming if item.spool is not None)
 
     def admit(
         self,
@@ -78,6 +84,9 @@ class Admission:
         leaving: Mapping[int, str],
     ) -> Incoming:
         """Reserve name and memory; `leaving` are the guests on their way out, by domid.
+
+        `live` must have been asked for before `xen`: what a guest on its way in takes between the
+        two is then counted twice rather than never.
 
         Raises:
             DomainExists: name or uuid is taken.
@@ -91,7 +100,7 @@ class Admission:
         self._check_clash(config, [guest for guest in others if guest is not own])
         guest = read_guest(config, self._rules)
         _check_type(config, guest, xen)
-        self._check_memory(guest, xen)
+        self._check_memory(guest, live, xen)
         _check_devices(guest, self._rules)
         if guest.boot.note:
             log.warning("%s: %s", config.name, guest.boot.note)
@@ -147,16 +156,30 @@ class Admission:
                 text = f"VM name '{config.name}' already exists as domain {guest.domid}"
                 raise DomainExists(config.name, text)
 
-    def _check_memory(self, guest: XlGuest, xen: XenInfo) -> None:
-        wanted = guest.memory_mib + guest.shadow_mib + guest.video_mib + OVERHEAD_MIB
-        taken = sum(item.guest.memory_mib for item in self._incoming)
-        free = (xen.free_bytes >> 20) - taken
+    def _check_memory(self, guest: XlGuest, live: Iterable[Listed], xen: XenInfo) -> None:
+        wanted = _wanted_mib(guest)
+        known = list(live)
+        reserved = sum(max(0, item.wanted_mib - _has_mib(item, known)) for item in self._incoming)
+        free = (xen.free_bytes >> 20) - reserved
         if wanted > free:
             raise OutOfMemory(
                 f"{guest.name} needs {wanted} MiB, the hypervisor has {max(0, free)} MiB free",
                 wanted_bytes=wanted << 20,
                 free_bytes=max(0, free) << 20,
             )
+
+
+def _wanted_mib(guest: XlGuest) -> int:
+    return guest.memory_mib + guest.shadow_mib + guest.video_mib + OVERHEAD_MIB
+
+
+def _has_mib(incoming: Incoming, live: Iterable[Listed]) -> int:
+    """Return what Xen has given a guest on its way in: its uuid is there before its name is."""
+    return sum(
+        guest.memory_mib
+        for guest in live
+        if guest.uuid == incoming.config.uuid and guest.domid not in incoming.before
+    )
 
 
 def _own_copy(

@@ -70,10 +70,21 @@ class Spool:
         self._encoder = LegacyEncoder(DIALECTS["4.5"], config.guest_type)
         self._end = 0
         self._unsynced = 0
+        self._on_disk_bytes = 0  # what the file system has counted as used
         self._verifying = False
         self.whole = False
         self._forget(0)
         self._append([encode_envelope(config)])
+
+    @property
+    def left_bytes(self) -> int:
+        """Return the room that the file may still take, of what is free. Any thread.
+
+        Not every file system counts what it has not written yet as used: only what has reached
+        the disk is no longer wanted.
+        """
+        whole = self.path.suffix != ARRIVING
+        return 0 if whole else max(0, self.wanted_bytes - self._on_disk_bytes)
 
     def apply(self, record: Record) -> None:
         """Write one record of a legacy stream; errors are OSError."""
@@ -171,6 +182,7 @@ class Spool:
         if self._unsynced >= WRITE_BACK_BYTES:
             os.fdatasync(self._fd)
             self._unsynced = 0
+            self._on_disk_bytes = os.fstat(self._fd).st_blocks * 512
 
     def seal(self) -> Path:
         """Make the whole file durable under its final name, and return that."""
