@@ -281,6 +281,21 @@ def test_the_list_ends_with_what_came_in_part(
     ]
 
 
+def test_what_came_as_a_whole_and_is_not_here_is_listed_as_that(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "/var/lib/xend/incoming/web1.save"
+    kept = {"name": "web1.save", "path": path, "pages": "4711", "reason": f"xm restore {path}"}
+    replies = {
+        "xendpy.migrations": [],
+        "xendpy.handovers": lambda closed=False: [],
+        "xendpy.partials": [kept],
+    }
+    assert run("migrations", replies) == 0
+    lines = capsys.readouterr().out.splitlines()[2:4]
+    assert lines == ["Kept as a whole: web1.save, 4711 pages", f"  xm restore {path}"]
+
+
 def test_what_came_in_part_is_removed_by_name(run: Run) -> None:
     asked: list[str] = []
     replies = {"xendpy.partial.discard": asked.append}

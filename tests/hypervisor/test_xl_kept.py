@@ -11,6 +11,7 @@ from tests.bytes_source import BytesSource
 from tests.drive import Recorder, drive_bytes
 from tests.guests import (
     OTHER_UUID,
+    UUID,
     batch,
     closing,
     guest,
@@ -22,7 +23,7 @@ from tests.guests import (
 )
 from tests.hypervisor.test_xl import restored
 from tests.peers.xl_driver import driver, incoming
-from xendpy.errors import OutOfMemory
+from xendpy.errors import DomainNotFound, OutOfMemory
 from xendpy.guest.domain import DomainState
 from xendpy.guest.pages import PAGE_SIZE, PageBatch, PageType
 from xendpy.hypervisor import xlspool
@@ -32,6 +33,8 @@ from xendpy.migration.reception import Kept, Received, ReceiveLimits, Reception,
 from xendpy.migration.saved_file import Cancel, restore_file
 from xendpy.stream.records import End, Ending, Pages
 from xendpy.stream.xend import decode_body, read_envelope
+
+MEMORY = {"target_memkb": 16 << 10, "avail_vcpus": [0]}
 
 
 def received(hypervisor, data):
@@ -127,6 +130,106 @@ def test_a_guest_that_came_and_was_not_started_is_told_of(hypervisor, tmp_path, 
     caplog.clear()
     driver(tmp_path, xl).close()
     assert "xm unpause" not in caplog.text
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Where the guest of these tests is kept."""
+    return tmp_path / "var/lib/xend/incoming/web01.save"
+
+
+@pytest.fixture
+def left(hypervisor, tmp_path, xl, caplog):
+    """Begin the daemon anew, and return what it logs and lists of what it finds."""
+    drivers = [hypervisor]
+
+    def begun_anew():
+        drivers.pop().close()
+        caplog.clear()
+        drivers.append(driver(tmp_path, xl))
+        return caplog.text, [kept.label for kept in drivers[-1].partials()]
+
+    yield begun_anew
+    drivers.pop().close()
+
+
+def test_a_guest_that_a_power_cut_has_taken_is_told_of_at_each_start(
+    hypervisor, xl, saved, file, left
+):
+    received(hypervisor, saved)
+    xl.guests.clear()
+    for _ in range(2):
+        text, listed = left()
+        assert f"restore it with: xm restore {file}\n" in text
+        assert "xm unpause" not in text
+        assert listed == ["web01.save"]
+
+
+def test_a_guest_that_could_not_be_built_is_told_of_until_it_is(
+    hypervisor, tmp_path, xl, saved, file, left
+):
+    xl.refuse["restore"] = "libxl: error: bridge is gone\n"
+    received(hypervisor, saved)
+    (kept,) = hypervisor.partials()
+    assert (kept.path, kept.uuid) == (file, UUID)
+    assert kept.reason.endswith(f"xm restore {file}")
+    text, _ = left()
+    assert f"restore it with: xm restore {file}\n" in text
+    made = xl.add({"c_info": {"name": "web01", "uuid": UUID}, "b_info": MEMORY}, flags="-b----")
+    assert left() == ("", [])
+    made.flags = "-----d"
+    assert left()[1] == ["web01.save"]
+
+
+def test_a_guest_that_nothing_could_be_noted_of_is_told_of(
+    hypervisor, monkeypatch, saved, file, left
+):
+    def failing(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Durable, "write_file", failing)
+        outcome = received(hypervisor, saved)
+    assert isinstance(outcome, Received), outcome
+    text, listed = left()
+    assert "if that host has let it go, xm unpause web01\n" in text
+    assert f"should web01 not be here any more, restore it with: xm restore {file}\n" in text
+    assert listed == []
+
+
+def test_a_save_file_whose_guest_is_not_known_is_told_of(hypervisor, file, left):
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"LinuxGuestRec")
+    text, listed = left()
+    assert f"xm restore {file}\n" in text
+    assert listed == ["web01.save"]
+
+
+def test_a_save_file_of_a_guest_on_its_way_in_is_not_listed(hypervisor, xl, saved, monkeypatch):
+    xl.refuse["restore"] = "libxl: error: bridge is gone\n"
+    seal, listed = Spool.seal, []
+
+    def watched(spool):
+        path = seal(spool)
+        listed.append(hypervisor.partials())
+        return path
+
+    monkeypatch.setattr(Spool, "seal", watched)
+    received(hypervisor, saved)
+    assert listed == [[]]
+    assert [kept.label for kept in hypervisor.partials()] == ["web01.save"]
+
+
+def test_what_is_kept_is_removed_by_its_name(hypervisor, tmp_path, saved):
+    received(hypervisor, saved[: 13 << 20])
+    (kept,) = hypervisor.partials()
+    assert (kept.label, kept.reason) == ("web01.partial", "its stream broke off")
+    assert kept.pages > 1024
+    for label in ("web02.partial", "../incoming/web01.partial"):
+        with pytest.raises(DomainNotFound):
+            hypervisor.discard_partial(label)
+    hypervisor.discard_partial("web01.partial")
+    assert incoming(tmp_path) == []
 
 
 def test_no_room_for_the_copy_is_refused_first(hypervisor, monkeypatch):

@@ -58,7 +58,8 @@ def _list(xm: Invocation, _: Sequence[str]) -> int:
         for text in advice(entry):
             print(f"  {text}")
     for partial in xm.call("xendpy.partials"):
-        print(f"\nKept in part: {partial['name']}, {partial['pages']} pages")
+        how = "as a whole" if partial["name"].endswith(".save") else "in part"
+        print(f"\nKept {how}: {partial['name']}, {partial['pages']} pages")
         print(f"  {partial['reason']}")
         print(f"  What there is of it:         xm inspect {partial['path']}")
         print(f"  If its sender still has it:  xm migrations discard {partial['name']}")

@@ -17,8 +17,10 @@ from pathlib import Path
 
 from xendpy.errors import DomainStateError, HypervisorError
 from xendpy.guest.domain import Domain, DomainConfig, DomainState
+from xendpy.hypervisor import xlleft
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.statelock import StateLock, host_id
+from xendpy.hypervisor.storedimage import PartialGuest
 from xendpy.hypervisor.xladmission import Admission, Incoming
 from xendpy.hypervisor.xlconfig import as_created, to_cfg, to_json
 from xendpy.hypervisor.xlguest import read_guest
@@ -30,7 +32,7 @@ from xendpy.hypervisor.xlnotes import Note, Notes
 from xendpy.hypervisor.xlrestore import Building, XlRestore
 from xendpy.hypervisor.xlrules import GuestRules
 from xendpy.hypervisor.xlsave import XlSource
-from xendpy.hypervisor.xlspool import Spool, recover
+from xendpy.hypervisor.xlspool import Spool
 from xendpy.hypervisor.xltool import Tool, XlTool
 from xendpy.paths import Paths
 
@@ -83,17 +85,7 @@ class XlHypervisor(XlHolds):
     def _recover(self) -> None:
         guests = list_guests(self._tool)
         self._notes.keep_only((guest.domid, guest.uuid) for guest in guests)
-        for guest in guests:
-            note = self._notes.get(guest.domid, guest.uuid)
-            if note.spool and guest.state is DomainState.PAUSED:
-                log.warning(
-                    "%s came from an old xend and was not started yet when the daemon ended:"
-                    " if that host has let it go, xm unpause %s",
-                    guest.name,
-                    guest.name,
-                )
-        for path in recover(self._spools) if self._spools.is_dir() else ():
-            log.warning("%s is what an earlier daemon was receiving: xm inspect shows it", path)
+        xlleft.tell(self._spools, guests, self._notes)
 
     # Coming
 
@@ -287,6 +279,16 @@ class XlHypervisor(XlHolds):
         if note.spool:
             Path(note.spool).unlink(missing_ok=True)
         self._notes.remove(guest.domid)
+
+    # Being on disk alone
+
+    def partials(self) -> list[PartialGuest]:
+        """Return the guests from old senders that are kept in a file, oldest first."""
+        return xlleft.partials(self._spools, self._tool, self._admission)
+
+    def discard_partial(self, label: str) -> None:
+        """Remove the file of one of them; see xlleft.discard."""
+        xlleft.discard(label, self.partials())
 
     def close(self) -> None:
         """Let another daemon use the state directory; guests stay as they are."""

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from xendpy import sxp
 from xendpy.errors import DomainError, DomainExists, HypervisorError, OutOfMemory
@@ -74,6 +75,10 @@ class Admission:
     def spool_bytes(self) -> int:
         """Return the room that the save files of guests on their way in may still take."""
         return sum(item.spool.left_bytes for item in self._incoming if item.spool is not None)
+
+    def spools(self) -> frozenset[Path]:
+        """Return the save files of guests that are on their way in."""
+        return frozenset(item.spool.path for item in self._incoming if item.spool is not None)
 
     def admit(
         self,
