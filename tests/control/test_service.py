@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import xmlrpc.client
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.control.daemons import DEADLINE_S, Start
+from tests.control.libvirt.client import OPEN, Client
+from xendpy.control.libvirt.xdr import Writer
 
 
 def test_daemon_is_ready_serves_and_stops(
@@ -100,3 +103,22 @@ def test_tcp_is_served_to_whom_hosts_allow_admits(start: Start) -> None:
     daemon.told()
     with xmlrpc.client.ServerProxy(f"http://127.0.0.1:{port}/RPC2") as proxy:
         assert proxy.xend.domains(False) == ["Domain-0"]
+
+
+async def test_reload_takes_virsh_from_a_host(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    daemon = start(
+        "(xendpy-libvirt-tcp-server yes) (xendpy-libvirt-tcp-address 127.0.0.1)"
+        f" (xendpy-libvirt-tcp-port {port}) (xend-relocation-hosts-allow '^127\\\\.0\\\\.')"
+    )
+    daemon.told()
+    await Client(*await asyncio.open_connection("127.0.0.1", port)).opened()
+    file = daemon.root / "etc/xen/xend-config.sxp"
+    file.write_text("(xend-relocation-hosts-allow '^10\\\\.')")
+    daemon.process.send_signal(signal.SIGHUP)
+    while "READY" not in daemon.told():
+        pass
+    client = Client(*await asyncio.open_connection("127.0.0.1", port))
+    client.begin(OPEN, Writer().opt_string(None).u32(0).data())
+    assert await client.ended()

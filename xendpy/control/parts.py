@@ -109,6 +109,7 @@ class Parts:
         self._config = config
         self.relocation.update(settings, operations)
         self.rpc.hosts_allow = settings.hosts_allow
+        self.libvirt.hosts_allow = settings.hosts_allow
 
     def operations(self, config: XendConfig) -> Mapping[str, Operation]:
         """Return what peers may ask for at the relocation port; may look things up on disk.

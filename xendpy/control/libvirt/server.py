@@ -12,7 +12,7 @@ import grp
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,8 @@ MODE, MODE_OWNER, MODE_RO = 0o660, 0o600, 0o666
 
 log = logging.getLogger(__name__)
 
+Admit = Callable[[asyncio.StreamWriter], Awaitable[bool]]
+
 TABLE: Mapping[int, Procedure] = {
     **host_calls.TABLE,
     **domain_calls.TABLE,
@@ -62,6 +64,7 @@ class LibvirtServer:
         self._paths: list[Path] = []
         self._clients: set[asyncio.Task[None]] = set()
         self._calls: set[asyncio.Task[None]] = set()
+        self.hosts_allow = HostsAllow((), ())
 
     async def __aenter__(self) -> LibvirtServer:
         return self
@@ -98,18 +101,19 @@ class LibvirtServer:
             sock.close()
             reason = (error.strerror or str(error)).lower()
             raise RelocationError(f"cannot listen on {path}: {reason}") from error
-        await self._listen(sock, None, may_write=may_write)
+        await self._listen(sock, _everybody, may_write=may_write)
         log.info("serving virsh on %s", path)
 
-    async def listen_tcp(self, address: str, port: int, allowed: HostsAllow) -> int:
-        """Listen on TCP for the hosts that `allowed` lets in; return the port.
+    async def listen_tcp(self, address: str, port: int, hosts_allow: HostsAllow) -> int:
+        """Listen on TCP for the hosts that `hosts_allow` lets in; return the port.
 
         Raises:
             RelocationError: the port is taken, or the address not ours.
         """
+        self.hosts_allow = hosts_allow
         sock = listen_tcp(address, port)
         port = int(sock.getsockname()[1])
-        await self._listen(sock, allowed, may_write=True)
+        await self._listen(sock, self._allowed_host, may_write=True)
         log.info("serving virsh on %s:%d", address or "*", port)
         return port
 
@@ -129,9 +133,7 @@ class LibvirtServer:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _listen(
-        self, sock: socket.socket, allowed: HostsAllow | None, *, may_write: bool
-    ) -> None:
+    async def _listen(self, sock: socket.socket, admit: Admit, *, may_write: bool) -> None:
         clients: set[asyncio.Task[None]] = set()
 
         def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -140,7 +142,7 @@ class LibvirtServer:
                 writer.transport.abort()
                 return
             # A task of ours and not asyncio's own: leaving the server waits for it.
-            task = asyncio.ensure_future(self._serve(reader, writer, allowed, may_write=may_write))
+            task = asyncio.ensure_future(self._serve(reader, writer, admit, may_write=may_write))
             for kept in (clients, self._clients):
                 kept.add(task)
                 task.add_done_callback(kept.discard)
@@ -155,7 +157,7 @@ class LibvirtServer:
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        allowed: HostsAllow | None,
+        admit: Admit,
         *,
         may_write: bool,
     ) -> None:
@@ -169,14 +171,14 @@ class LibvirtServer:
             local_address=_local_address(writer),
         )
         try:
-            if allowed is None or await self._admits(allowed, writer):
+            if await admit(writer):
                 await session.serve()
         finally:
             writer.close()
 
-    async def _admits(self, allowed: HostsAllow, writer: asyncio.StreamWriter) -> bool:
+    async def _allowed_host(self, writer: asyncio.StreamWriter) -> bool:
         address = str(writer.get_extra_info("peername")[0])
-        if allowed.match_address(address) is not None:
+        if self.hosts_allow.match_address(address) is not None:
             return True
         name = address
         try:
@@ -184,7 +186,7 @@ class LibvirtServer:
             name = await asyncio.wait_for(asyncio.shield(wanted), NAME_DEADLINE_S)
         except (TimeoutError, OSError, UnicodeError) as error:
             log.debug("no name for %s: %s", address, error)
-        if allowed.decide(address, name).allowed:
+        if self.hosts_allow.decide(address, name).allowed:
             return True
         log.warning("Rejected libvirt connection from %s (%s)", address, name)
         return False
@@ -192,6 +194,11 @@ class LibvirtServer:
     def _begin(self, task: asyncio.Task[None]) -> None:
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
+
+
+async def _everybody(_: asyncio.StreamWriter) -> bool:
+    """Let in who could open the socket's file: its mode has decided."""
+    return True
 
 
 def _open_to(path: Path, *, may_write: bool) -> None:
