@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import socketserver
 import threading
 import xmlrpc.client
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ class FakeXend:
         self.path = path
         self.replies = dict(replies)
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self._connections: list[socket.socket] = []
 
     def __enter__(self) -> FakeXend:
         self._server: socketserver.ThreadingTCPServer | socketserver.ThreadingUnixStreamServer
@@ -43,6 +46,13 @@ class FakeXend:
         self._server.server_close()
         if self.path is not None:
             self.path.unlink()
+
+    def hang_up(self) -> None:
+        """End every connection, as a daemon does with those that lie idle."""
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self._connections.clear()
 
     def answer(self, body: bytes) -> bytes:
         params, method = xmlrpc.client.loads(body, use_builtin_types=True)
@@ -65,6 +75,10 @@ class FakeXend:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                fake._connections.append(self.connection)
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))

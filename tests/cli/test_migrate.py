@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.cli.fake_xend import FakeXend, fault
+from tests.peers.terminal import on_terminal
 from xendpy.cli import migrate_progress as progress
 from xendpy.cli import xm
 from xendpy.cli.migrate_plot import svg
@@ -308,6 +309,25 @@ def test_what_came_in_part_is_removed_by_name(run: Run) -> None:
 )
 def test_wrong_words_are_refused(run: Run, argv: str) -> None:
     assert run(f"migrations {argv}", {}) == 1
+
+
+def test_answer_that_took_longer_than_the_connection_lasts(tmp_path: Path) -> None:
+    replies = {
+        "xendpy.handovers": lambda closed=False: [] if closed else [entry("released")],
+        "xendpy.migration.settle": {"name": "web1"},
+    }
+    words = ("--root", str(tmp_path), "migrations", "settle", ID, "keep")
+    with (
+        FakeXend(tmp_path / "var/run/xend/xmlrpc.sock", replies) as fake,
+        on_terminal(sys.executable, "-m", "xendpy.cli.xm", *words) as (terminal, process),
+    ):
+        terminal.read_until("Really? [y/N] ")
+        fake.hang_up()
+        terminal.type(b"y\n")
+        terminal.read_until("")
+        assert process.wait(120) == 0
+    assert "Settled: web1 is this host's." in terminal.shown
+    assert fake.calls[-1] == ("xendpy.migration.settle", (ID, "keep"))
 
 
 def test_too_late_to_cancel(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +63,40 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
         with pytest.raises(BrokenAnswer):
             server.call("xend.domain.migrate")
     assert [name for name, _ in fake.calls] == ["x", "raw"]
+
+
+@pytest.mark.parametrize("unix", [True, False])
+def test_call_after_an_idle_connection_was_closed(tmp_path: Path, *, unix: bool) -> None:
+    with FakeXend(tmp_path / "s" if unix else None, {"x": 1}) as fake:
+        server = Server(f"httpu://{tmp_path}/s" if unix else f"http://127.0.0.1:{fake.port}")
+        for _ in range(3):
+            assert server.call("x") == 1
+            fake.hang_up()
+    assert [name for name, _ in fake.calls] == ["x", "x", "x"]
+
+
+WRITES_AT_LENGTH = """
+import signal, sys
+from xendpy.cli.rpc import Server, Unreachable
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+try:
+    Server(sys.argv[1]).call("x", "a" * (16 << 20))
+except Unreachable as error:
+    print(error.reason)
+assert signal.SIGPIPE not in signal.sigpending() | signal.pthread_sigmask(signal.SIG_BLOCK, ())
+"""
+
+
+def test_daemon_that_goes_away_kills_nobody(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        command = [sys.executable, "-c", WRITES_AT_LENGTH, f"httpu://{tmp_path}/s"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            with listener.accept()[0] as connection:
+                connection.recv(1)  # the rest is more than a socket holds
+            assert process.communicate(timeout=120)[0] == "Broken pipe\n"
+    assert process.returncode == 0
 
 
 def test_http(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.cli.fake_xend import FakeXend, fault
+from tests.peers.terminal import on_terminal
 from xendpy.cli import console, top, xm
 
 NODE = [["system", "Linux"], ["host", "h7"], ["nr_cpus", 2]]
@@ -137,6 +138,22 @@ def test_console_ends_with_its_domain(tmp_path: Path) -> None:
     os.close(master)
     os.close(slave)
     assert (done.returncode, done.stdout) == (0, "bye\n")
+
+
+def test_console_says_that_the_daemon_has_gone(tmp_path: Path) -> None:
+    path = tmp_path / "var/run/xend/xmlrpc.sock"
+    words = ("--root", str(tmp_path), "console", "web1")
+    with (
+        FakeXend(path, {"xend.domain": WEB1, "xendpy.console": "login: "}) as fake,
+        on_terminal(sys.executable, "-m", "xendpy.cli.xm", *words) as (terminal, process),
+    ):
+        terminal.read_until("login: ")
+        path.rename(tmp_path / "hidden")
+        fake.hang_up()
+        terminal.read_until("")
+        assert process.wait(120) == 1
+        (tmp_path / "hidden").rename(path)
+    assert "Is xend running?" in terminal.shown
 
 
 def test_top_without_a_terminal_is_one_table(

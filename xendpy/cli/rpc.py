@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from xendpy.errors import RpcError
 
 if TYPE_CHECKING:
     import http.client
+    import socket
     import xmlrpc.client
 
     from xendpy.paths import Paths
@@ -78,7 +80,8 @@ class Server:
     def call(self, method: str, *args: Any) -> Any:
         """Return the daemon's answer: nested lists, dicts, str, int, float, bool, None.
 
-        Nothing is ever sent twice: a migration asked for again would be another one.
+        Nothing is ever sent twice: a migration asked for again would be another one. Only where
+        the daemon has hung up on a connection that lay idle, a new one is made first.
 
         Raises:
             RpcError: the daemon answered with a fault; `code` is xend's.
@@ -121,7 +124,7 @@ class Server:
 def _transport(scheme: str, path: str) -> xmlrpc.client.Transport:
     """Return a transport that never repeats a request, to a unix socket at `path` or over HTTP.
 
-    The library's own tries again when a kept connection breaks.
+    The library's own sends it again when a kept connection breaks, however far it has come.
     """
     import http.client
     import socket
@@ -134,7 +137,11 @@ def _transport(scheme: str, path: str) -> xmlrpc.client.Transport:
         request_body: Any,
         verbose: bool = False,
     ) -> Any:
-        return self.single_request(host, handler, request_body, verbose)
+        kept = self._connection[1]
+        if kept is not None and _has_ended(kept.sock):
+            self.close()
+        with _broken_pipe_as_error():
+            return self.single_request(host, handler, request_body, verbose)
 
     class UnixConnection(http.client.HTTPConnection):
         def connect(self) -> None:
@@ -168,6 +175,34 @@ def _transport(scheme: str, path: str) -> xmlrpc.client.Transport:
             return HttpsTransport()
         case _:
             return HttpTransport()
+
+
+def _has_ended(sock: socket.socket | None) -> bool:
+    """Say whether the daemon has hung up between two calls: it says nothing by itself."""
+    import select
+
+    if sock is None:
+        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+@contextmanager
+def _broken_pipe_as_error() -> Iterator[None]:
+    """Have a write to a daemon that has gone fail, in this thread, and not kill the command.
+
+    The signal is held back and taken away, not ignored: a closed standard output still ends the
+    command as it ends any other. MSG_NOSIGNAL would not do: TLS writes by itself.
+    """
+    import signal
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        yield
+    finally:
+        signal.sigtimedwait({signal.SIGPIPE}, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|([0-7]{1,3})|(.))", re.DOTALL)
