@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from xendpy.cli import daemon
+from xendpy.cli import daemon, stopping, xend
 
 HEADER = "Name                                        ID   Mem VCPUs      State   Time(s)"
 TICKER = """
@@ -160,6 +160,23 @@ def test_foreground_ends_at_sigterm(host: Host) -> None:
                 process.send_signal(signal.SIGTERM)
             assert process.wait(120) == 0
     assert host.xend("status").returncode == 3
+
+
+def test_daemon_stopped_by_a_signal_ends_as_any_other(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.xend("start")
+    pid = host.pid
+    os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(stopping, "ANSWER_S", 0.5)
+    monkeypatch.setattr(stopping, "SILENT_S", 120.0)
+    assert xend.main(["--root", str(host.root), "status"]) == 4
+    assert xend.main(["--root", str(host.root), "stop"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"xend: pid {pid} runs and does not answer: no answer within 0.5 s",
+        f"xend: pid {pid} does not answer; stopping it all the same",
+    ]
+    assert (host.root / "var/log/xen/xend.log").read_text().endswith("Xend Daemon stopped\n")
 
 
 def test_second_daemon_leaves_the_first_alone(host: Host) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from xendpy.cli import daemon, xend
+from xendpy.cli import daemon, stopping, xend
 from xendpy.paths import Paths
 
 STARS = "*" * 70
@@ -110,11 +111,50 @@ def test_stop_gives_up(
 ) -> None:
     paths.config_file.parent.mkdir(parents=True)
     paths.config_file.write_text("(xendpy-drain-timeout 0.01)")
-    monkeypatch.setattr(xend, "STOP_MARGIN_S", 0.0)
+    monkeypatch.setattr(stopping, "MARGIN_S", 0.0)
     monkeypatch.setattr(signal, "SIGTERM", signal.SIGWINCH)  # a daemon that is not to be moved
     assert run(paths, "stop") == 1
     assert "still finishes migrations after 0.01 s" in capsys.readouterr().err
     assert sleeper.poll() is None
+
+
+@pytest.fixture
+def silence(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A socket at which nobody answers, as that of a daemon that hangs, and little patience."""
+    for name in ("ANSWER_S", "SILENT_S"):
+        monkeypatch.setattr(stopping, name, 0.1)
+    paths.xmlrpc_socket.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(paths.xmlrpc_socket))
+        listener.listen()
+        yield
+
+
+@pytest.mark.usefixtures("silence")
+def test_status_of_a_daemon_that_hangs(
+    paths: Paths, sleeper: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(paths, "status") == 4
+    assert capsys.readouterr().err == (
+        f"xend: pid {sleeper.pid} runs and does not answer: no answer within 0.1 s\n"
+    )
+
+
+@pytest.mark.usefixtures("silence")
+def test_daemon_that_hangs_is_killed(
+    paths: Paths,
+    sleeper: subprocess.Popen[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(signal, "SIGTERM", signal.SIGWINCH)  # it does not obey
+        assert run(paths, "stop") == 0
+    assert sleeper.wait(40) == -signal.SIGKILL
+    assert capsys.readouterr().err.splitlines() == [
+        f"xend: pid {sleeper.pid} does not answer; stopping it all the same",
+        f"xend: pid {sleeper.pid} does not obey: killing it",
+    ]
 
 
 def test_pid_file_is_the_pid_without_newline_and_goes_away(paths: Paths) -> None:

@@ -173,8 +173,14 @@ def stop(pid: int, *, deadline_s: float) -> bool:
     """
     try:
         os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)  # one that is stopped by a signal learns of it only then
     except ProcessLookupError:
         return True
+    return wait_until_gone(pid, deadline_s=deadline_s)
+
+
+def wait_until_gone(pid: int, *, deadline_s: float) -> bool:
+    """Wait for the daemon's end; say whether it came."""
     end = time.monotonic() + deadline_s
     while is_daemon(pid):
         if time.monotonic() > end:

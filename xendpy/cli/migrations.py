@@ -11,6 +11,7 @@ from xendpy.cli import migrate_progress as progress
 from xendpy.cli.migrate import lacks_method
 from xendpy.cli.migrate_progress import View
 from xendpy.cli.options import CommandFailed, Invocation, UsageError
+from xendpy.cli.rpc import Silent
 from xendpy.errors import RpcError
 
 COLUMNS: Final = "{:<8} {:<3} {:<24} {:<22} {:<13} {:>5} {:>10} {:>9} {:>8}"
@@ -120,9 +121,15 @@ def advice(entry: Struct) -> Iterator[str]:
 
 
 def in_doubt_line(call: Callable[..., Any]) -> str:
-    """Return one line about all that is in doubt; empty if nothing is, or nobody knows."""
+    """Return one line about all that is in doubt; empty if nothing is, or nobody knows.
+
+    Raises:
+        Silent: the daemon does not answer.
+    """
     try:
         entries = [entry for entry in call("xendpy.handovers") if entry["in_doubt"]]
+    except Silent:
+        raise
     except RpcError:
         return ""
     if not entries:
@@ -132,9 +139,15 @@ def in_doubt_line(call: Callable[..., Any]) -> str:
 
 
 def moving_line(call: Callable[..., Any]) -> str:
-    """Return one line about the guests that move; empty if none does, or nobody knows."""
+    """Return one line about the guests that move; empty if none does, or nobody knows.
+
+    Raises:
+        Silent: the daemon does not answer.
+    """
     try:
         rows = [row for row in call("xendpy.migrations") if row["state"] not in progress.ENDED]
+    except Silent:
+        raise
     except RpcError:
         return ""
     ways = {"in": "coming in", "out": "going out"}

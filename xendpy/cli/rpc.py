@@ -34,6 +34,10 @@ class Unreachable(RpcError):
         self.uri = uri
 
 
+class Silent(Unreachable):
+    """Somebody listens at `uri` and has said nothing in time."""
+
+
 class BrokenAnswer(RpcError):
     """Something answered that is not XML-RPC; `code` is the HTTP status, or -1 for none."""
 
@@ -71,10 +75,14 @@ def _configured_uri(paths: Paths, environ: Mapping[str, str]) -> str:
 
 
 class Server:
-    """One daemon; connects at the first call and keeps the connection."""
+    """One daemon; connects at the first call and keeps the connection.
 
-    def __init__(self, uri: str) -> None:
+    `timeout_s` is how long a daemon at a unix socket may be silent; None: as long as it takes.
+    """
+
+    def __init__(self, uri: str, *, timeout_s: float | None = None) -> None:
         self.uri = uri
+        self._timeout_s = timeout_s
         self._proxy: xmlrpc.client.ServerProxy | None = None
 
     def call(self, method: str, *args: Any) -> Any:
@@ -85,6 +93,7 @@ class Server:
 
         Raises:
             RpcError: the daemon answered with a fault; `code` is xend's.
+            Silent: it has not answered within `timeout_s`, and may do what was asked.
             Unreachable: nobody listens there, or the connection broke.
             BrokenAnswer: the answer is not one.
         """
@@ -104,6 +113,9 @@ class Server:
             raise BrokenAnswer(-1, str(error)) from error
         except (xmlrpc.client.ResponseError, http.client.HTTPException) as error:
             raise BrokenAnswer(-1, str(error)) from error
+        except TimeoutError as error:
+            reason = error.strerror or f"no answer within {self._timeout_s} s"
+            raise Silent(reason, uri=self.uri) from error
         except OSError as error:
             raise Unreachable(error.strerror or str(error), uri=self.uri) from error
         return unescape(answer) if isinstance(answer, str) else answer
@@ -116,12 +128,12 @@ class Server:
             raise Unreachable(f"unsupported protocol in '{self.uri}'", uri=self.uri)
         return xmlrpc.client.ServerProxy(
             "http://localhost/RPC2" if scheme == "httpu" else self.uri,
-            transport=_transport(scheme, rest),
+            transport=_transport(scheme, rest, self._timeout_s),
             allow_none=True,
         )
 
 
-def _transport(scheme: str, path: str) -> xmlrpc.client.Transport:
+def _transport(scheme: str, path: str, timeout_s: float | None) -> xmlrpc.client.Transport:
     """Return a transport that never repeats a request, to a unix socket at `path` or over HTTP.
 
     The library's own sends it again when a kept connection breaks, however far it has come.
@@ -146,6 +158,7 @@ def _transport(scheme: str, path: str) -> xmlrpc.client.Transport:
     class UnixConnection(http.client.HTTPConnection):
         def connect(self) -> None:
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.settimeout(timeout_s)
             try:
                 self.sock.connect(path)
             except OSError:

@@ -6,24 +6,19 @@ Better than xend: `stop` waits until the daemon is gone, `reload` says what is w
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from xendpy.cli import daemon
 from xendpy.cli.options import Option, UsageError, take_global
 from xendpy.errors import ConfigError, XendError
 from xendpy.paths import Paths
 
-if TYPE_CHECKING:
-    from xendpy.config import XendConfig
-
 EX_CONFIG: Final = 78
-NOT_RUNNING: Final = 3
-STOP_MARGIN_S: Final = 60.0  # beyond what migrations may take: saves, and guests that go along
+NOT_RUNNING, UNKNOWN = 3, 4  # the LSB's words for a service's status
 
 OPTIONS: Final = (
     Option(long="foreground", help="Stay in the foreground, as systemd wants it"),
@@ -37,10 +32,10 @@ OPTIONS: Final = (
 
 COMMANDS: Final = {
     "start": "Start the daemon; return when its listeners are open",
-    "stop": "Stop the daemon and wait until it is gone",
+    "stop": "Stop the daemon and wait until it is gone; one that does not answer is killed",
     "restart": "Stop it, then start it",
     "reload": "Read the configuration file again; running migrations are not touched",
-    "status": "Exit with 0 if it runs, 3 if not",
+    "status": "Exit with 0 if it runs, 3 if not, 4 if it runs and does not answer",
     "check-config": "Check a configuration file, print every option, value and warning",
     "pki": "Make certificates for TLS: pki init, issue HOST [--address A], show, renew [HOST]",
     "trace_start": "Start with a log at level DEBUG",
@@ -57,6 +52,7 @@ EXIT_CODES: Final = (
     (0, "done; running already, for `start`; running, for `status`"),
     (1, "it failed; the reason is on standard error"),
     (NOT_RUNNING, "not running (`status`)"),
+    (UNKNOWN, "it runs and does not answer (`status`)"),
     (EX_CONFIG, "the configuration cannot be used (`start --foreground`, `check-config`)"),
 )
 
@@ -164,37 +160,16 @@ def serve(paths: Paths, *, foreground: bool, ready: Callable[[], None]) -> int:
 
 def stop(paths: Paths, *, force: bool) -> int:
     """Stop the daemon; not running is success. `force`: where the configuration refuses it too."""
-    from xendpy.cli.migrations import moving_line
-    from xendpy.cli.rpc import Server
+    from xendpy.cli import stopping
 
     pid = daemon.running_pid(paths)
     if pid is None:
         return 0
-    config = _config(paths)
-    moving = moving_line(Server(f"httpu://{paths.xmlrpc_socket}").call)
-    if moving and config.stop_while_moving == "refuse" and not force:
-        return _fail(f"not stopped while guests move: {moving}; --force stops it all the same")
-    if moving:
-        print(f"xend: stopping, with {moving}", file=sys.stderr)
-    deadline_s = config.drain_timeout_s + STOP_MARGIN_S if config.drain_timeout_s else math.inf
     try:
-        gone = daemon.stop(pid, deadline_s=deadline_s)
-    except PermissionError as error:
-        return _fail(f"cannot stop pid {pid}: {error.strerror}")
-    if not gone:
-        return _fail(f"pid {pid} still finishes migrations after {deadline_s:g} s")
+        stopping.stop(paths, pid, force=force)
+    except stopping.NotStopped as error:
+        return _fail(str(error))
     return 0
-
-
-def _config(paths: Paths) -> XendConfig:
-    """Return what the file says; a file that cannot be read keeps no daemon from stopping."""
-    from xendpy.config import XendConfig
-    from xendpy.config_file import load
-
-    try:
-        return load(paths.config_file).config
-    except ConfigError:
-        return XendConfig()
 
 
 def reload(paths: Paths) -> int:
@@ -217,12 +192,19 @@ def reload(paths: Paths) -> int:
 
 def status(paths: Paths) -> int:
     """Say by the exit code alone whether the daemon runs; what is in doubt is mentioned."""
-    if daemon.running_pid(paths) is None:
+    pid = daemon.running_pid(paths)
+    if pid is None:
         return NOT_RUNNING
     from xendpy.cli.migrations import in_doubt_line
-    from xendpy.cli.rpc import Server
+    from xendpy.cli.rpc import Server, Silent
+    from xendpy.cli.stopping import ANSWER_S
 
-    if doubt := in_doubt_line(Server(f"httpu://{paths.xmlrpc_socket}").call):
+    server = Server(f"httpu://{paths.xmlrpc_socket}", timeout_s=ANSWER_S)
+    try:
+        doubt = in_doubt_line(server.call)
+    except Silent as error:
+        return _fail(f"pid {pid} runs and does not answer: {error.reason}", code=UNKNOWN)
+    if doubt:
         print(doubt, file=sys.stderr)
     return 0
 
