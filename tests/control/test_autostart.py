@@ -30,7 +30,7 @@ async def test_managed_domains_start_as_configured(
     guests.managed.put(guest_config("fails", on_xend_start="start"))
     hypervisor.add(guest_config("runs"), DomainState.RUNNING)
     hypervisor.add(guest_config("fails", uuid="00000000-0000-0000-0000-000000000001"))
-    await autostart.start_all(guests, Paths(tmp_path))
+    await autostart.start_all(guests, Paths(tmp_path), "boot 1")
     assert [call[:2] for call in hypervisor.calls] == [
         ("create", "fails"),
         ("create", "starts"),
@@ -89,7 +89,7 @@ def test_suspended_with_the_daemon_resumed_with_the_next(start: Start, client: M
     proxy.xend.domain.destroy("web1")
 
 
-def test_linked_configurations_are_created(
+def test_linked_configurations_are_created_once_in_a_boot(
     start: Start, client: MakeClient, tmp_path: Path
 ) -> None:
     auto = tmp_path / "root/etc/xen/auto"
@@ -102,9 +102,54 @@ def test_linked_configurations_are_created(
     first.wait_for_log("broken does not start")
     first.wait_for_log("guest created")
     assert proxy.xend.domains(False) == ["Domain-0", "web1"]
+    proxy.xend.domain.destroy("web1")
     stop(first)
+    (auto / "later").symlink_to("../web1")
     second = start()
     proxy = connect(client, second)
-    second.wait_for_log("its guest is here already")
+    second.wait_for_log("broken does not start")
+    assert proxy.xend.domains(False) == ["Domain-0"]
+    stop(second)
+    assert second.log().count("guest created") == 1
+    state = second.root / "var/lib/xend/autostart.json"
+    state.write_text(state.read_text().replace(autostart.this_boot(), "another boot"))
+    third = start()
+    proxy = connect(client, third)
+    third.wait_for_log("guest created")
+    third.wait_for_log("its guest is here already")
     assert proxy.xend.domains(False) == ["Domain-0", "web1"]
     proxy.xend.domain.destroy("web1")
+
+
+def link(paths: Paths, *names: str) -> None:
+    paths.auto_dir.mkdir(parents=True)
+    for name in names:
+        (paths.auto_dir / name).touch()
+
+
+def left(paths: Paths, boot_id: str) -> list[str]:
+    return [file.name for file in autostart.OncePerBoot(paths, boot_id).files]
+
+
+def test_each_boot_has_all_to_start(tmp_path: Path) -> None:
+    link(Paths(tmp_path), "a", "b", ".hidden")
+    once = autostart.OncePerBoot(Paths(tmp_path), "boot 1")
+    assert [file.name for file in once.files] == ["a", "b"]
+    once.started(once.files[0])
+    assert left(Paths(tmp_path), "boot 1") == ["b"]
+    assert left(Paths(tmp_path), "boot 2") == ["a", "b"]
+    assert left(Paths(tmp_path), "boot 2") == ["a", "b"]  # killed before the first had started
+    assert left(Paths(tmp_path), "") == ["a", "b"]
+    assert left(Paths(tmp_path), "") == ["a", "b"]  # a kernel that tells no boots apart
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"boot_id": "boot 1"}', "\xff"])
+def test_unreadable_state_is_that_of_another_boot(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = Paths(tmp_path)
+    link(paths, "a")
+    paths.state_dir.mkdir(parents=True)
+    (paths.state_dir / "autostart.json").write_bytes(text.encode("latin-1"))
+    assert left(paths, "boot 1") == ["a"]
+    assert "is not understood" in caplog.text

@@ -33,7 +33,9 @@ class ServiceHost:
 
     async def __aenter__(self) -> ServiceHost:
         loaded = load(self.paths.config_file)
-        self.service = Service(self.paths, loaded, notifier=Notifier(), log_file="")
+        self.service = Service(
+            self.paths, loaded, notifier=Notifier(), log_file="", boot_id="a boot"
+        )
         ready = asyncio.Event()
         self._task = asyncio.create_task(self.service.serve(ready.set))
         waiting = asyncio.create_task(ready.wait())

@@ -67,6 +67,11 @@ def man_xend() -> str:
             *_definitions(
                 (
                     ("/etc/xen/xend-config.sxp", "Configuration"),
+                    (
+                        "/etc/xen/auto",
+                        "Files, or links to files, of guests that are started once after each "
+                        "boot of the host",
+                    ),
                     ("/var/log/xen/xend.log", "Log, rotated at 1 MiB"),
                     ("/var/run/xend.pid", "Process id of the daemon"),
                     ("/var/run/xend/xmlrpc.sock", "Where xm is answered"),

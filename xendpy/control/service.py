@@ -53,7 +53,8 @@ def run(paths: Paths, *, foreground: bool, ready: Callable[[], None]) -> int:
     notifier = Notifier.from_environ()
     forget()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        service = Service(paths, loaded, notifier=notifier, log_file=log_file)
+        boot_id = autostart.this_boot()
+        service = Service(paths, loaded, notifier=notifier, log_file=log_file, boot_id=boot_id)
         try:
             return runner.run(service.serve(ready))
         except (XendError, OSError) as error:
@@ -75,12 +76,19 @@ class Service:
     """One run of the daemon; `serve` once."""
 
     def __init__(
-        self, paths: Paths, loaded: LoadedConfig, *, notifier: Notifier, log_file: str
+        self,
+        paths: Paths,
+        loaded: LoadedConfig,
+        *,
+        notifier: Notifier,
+        log_file: str,
+        boot_id: str,
     ) -> None:
         self._paths = paths
         self._loaded = loaded
         self._notifier = notifier
         self._log_file = log_file
+        self._boot_id = boot_id
         self._stopping = asyncio.Event()
         self._stops = 0
         self._tasks: asyncio.TaskGroup | None = None
@@ -118,7 +126,7 @@ class Service:
                 ready()
                 self._notifier.ready(parts.migrations.summary())
                 background = [
-                    self._begin(lambda: autostart.start_all(parts.guests, self._paths)),
+                    self._begin(self._start_guests),
                     self._begin(self._keep_alive),
                     self._begin(parts.transfers.resolver.run),
                     self._begin(Lifecycle(parts.guests).run_for_ever),
@@ -127,6 +135,9 @@ class Service:
                 for task in background:
                     task.cancel()
                 await self._drain()
+
+    async def _start_guests(self) -> None:
+        await autostart.start_all(self.parts.guests, self._paths, self._boot_id)
 
     async def _drain(self) -> None:
         """Finish what must be finished; the service manager is told to have patience."""
