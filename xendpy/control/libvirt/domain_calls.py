@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from xendpy import sxp
 from xendpy.control.libvirt.guests import add_domain, find, has_managed_save, undefine
+from xendpy.control.libvirt.redefine import redefined
 from xendpy.control.libvirt.session import Handler, Procedure, Session
 from xendpy.control.libvirt.wire import Code
 from xendpy.control.libvirt.xdr import Reader, Writer
@@ -31,7 +33,21 @@ async def _create_xml(session: Session, args: Reader) -> Writer:
 
 
 async def _define(session: Session, args: Reader) -> Writer:
-    return add_domain(Writer(), await session.guests.new(new_config(from_xml(args.string()))))
+    said = from_xml(args.string())
+    old = await _known(session, str(sxp.child_value(said, "uuid")))
+    if old is not None:
+        said = redefined(said, old)
+    return add_domain(Writer(), await session.guests.new(new_config(said)))
+
+
+async def _known(session: Session, uuid: str) -> DomainConfig | None:
+    """Return the configuration of a guest that is here already: the kept one before the live."""
+    kept = session.guests.managed.get(uuid)
+    if kept is not None:
+        return kept
+    return next(
+        (guest.config for guest in await session.guests.live() if guest.uuid == uuid), None
+    )
 
 
 async def _start(session: Session, args: Reader) -> Writer:

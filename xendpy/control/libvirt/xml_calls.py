@@ -17,10 +17,13 @@ from xendpy.control.new_config import new_config
 from xendpy.errors import RpcError
 
 NATIVE = "xen-sxpr"
+INACTIVE = 0x2  # virDomainXMLFlags: what the guest starts with next time, as `virsh edit` asks
 
 
 async def _xml(session: Session, args: Reader) -> Writer:
-    return Writer().string(to_xml(await find(session, args.domain())))
+    guest, flags = await find(session, args.domain()), args.u32()
+    kept = session.guests.managed.get(guest.uuid) if flags & INACTIVE else None
+    return Writer().string(to_xml(guest if kept is None else inactive(kept)))
 
 
 def _check_format(name: str) -> None:

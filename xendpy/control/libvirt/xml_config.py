@@ -21,6 +21,7 @@ from xendpy.control.libvirt.domain_xml import (
     VNC_PORT,
 )
 from xendpy.control.libvirt.wire import Code
+from xendpy.control.libvirt.xml_known import unsupported
 from xendpy.errors import RpcError
 from xendpy.guest.domain import MAX_VCPUS
 from xendpy.hypervisor.testguest import KERNEL as TEST_KERNEL
@@ -29,8 +30,8 @@ MAX_XML = 1 << 20
 _UNITS = {"b": 1, "bytes": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 1000, "m": 1 << 20,
           "mib": 1 << 20, "mb": 10**6, "g": 1 << 30, "gib": 1 << 30, "gb": 10**9}  # fmt: skip
 _LETTERS = {word: letter for letter, word in BOOT.items()}
+_LOADER = "hvmloader"
 _TAPS = {form: tap for tap, form in TAP_FORMATS.items() if form != "raw"}
-_REFUSED = ("hostdev", "filesystem", "tpm")
 
 
 def from_xml(text: str) -> sxp.SxpList:
@@ -42,9 +43,9 @@ def from_xml(text: str) -> sxp.SxpList:
     root = parse_xml(text, "domain")
     if root.get("type", "xen") != "xen":
         raise _bad(f"unexpected domain type {root.get('type')}, expecting xen")
-    for refused in _REFUSED:
-        if root.find(f"devices/{refused}") is not None:
-            raise _unsupported(f"<{refused}> devices are not supported")
+    if lost := ", ".join(unsupported(root)):
+        raise _unsupported(f"not supported: {lost}")
+    _check_loader(root)
     memory = _mib(root, "memory")
     current = _mib(root, "currentMemory", memory)
     vm: sxp.SxpList = ["vm", ["name", _found(root, "name")]]
@@ -118,6 +119,12 @@ def _vcpus_of(root: Element) -> Iterator[sxp.SxpList]:
     ):
         raise _bad(f"<vcpu current='{current}'> of {most} cannot be")
     yield ["vcpu_avail", str((1 << int(current)) - 1)]
+
+
+def _check_loader(root: Element) -> None:
+    loader = _found(root, "os/loader", _LOADER)
+    if loader.rpartition("/")[2] != _LOADER:
+        raise _unsupported(f"not supported: <loader> {loader}, only Xen's own {_LOADER}")
 
 
 def _is_hvm(root: Element) -> bool:
@@ -225,7 +232,9 @@ def _graphics_of(graphics: Element) -> sxp.SxpList:
         device += [["vncunused", "0"], ["vncdisplay", str(int(port) - VNC_PORT)]]
     else:
         device.append(["vncunused", "1"])
-    device.append(["vnclisten", graphics.get("listen") or "127.0.0.1"])
+    listen = graphics.find("listen")
+    address = graphics.get("listen") or (listen.get("address") if listen is not None else None)
+    device.append(["vnclisten", address or "127.0.0.1"])
     for attribute, key in (("passwd", "vncpasswd"), ("keymap", "keymap")):
         if graphics.get(attribute):
             device.append([key, graphics.get(attribute) or ""])
