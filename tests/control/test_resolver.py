@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from xendpy.control.resolver import DIALS, Resolver
 from xendpy.control.workers import Workers
-from xendpy.errors import ChannelError
+from xendpy.errors import ChannelError, DomainStateError, XendError
 from xendpy.migration.handover import Direction, Entry, Step
 from xendpy.relocation.resolve import Answer
 
@@ -40,6 +41,7 @@ class Peers:
         self.give_up = threading.Event()
         self.asked: list[str] = []
         self.heard_of = asyncio.Event()
+        self.busy: list[XendError] = []  # what keeping a guest ends with
         self.workers = Workers()
 
     def ask_peer(self, entry: Entry) -> Answer:
@@ -48,6 +50,11 @@ class Peers:
             self.give_up.wait(DEADLINE_S)
             raise ChannelError("nobody answers")
         return Answer("running", THERE)
+
+    async def keep(self, entry: Entry) -> Entry:
+        if self.busy:
+            raise self.busy.pop()
+        return entry
 
     async def heard(self, entry: Entry, state: str) -> bool:
         assert state == "running"
@@ -96,4 +103,14 @@ async def test_a_peer_that_comes_back_is_asked_again(news: bool) -> None:
         resolver.wake()
     await peers.until_open()
     assert peers.asked.count("web1") == 2
+    await stop(task, peers)
+
+
+async def test_a_guest_that_cannot_be_acted_on_now_is_no_reason_to_stop() -> None:
+    left = [replace(entry(number, f"alive{number}"), step=Step.SENDING) for number in range(2)]
+    peers = Peers(*left)
+    peers.busy = [DomainStateError("web", "Domain 'web' is being saved.") for _ in range(2)]
+    task = asyncio.create_task(peers.resolver().run())
+    await peers.until_open()
+    assert peers.busy == []
     await stop(task, peers)

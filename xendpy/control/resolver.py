@@ -11,7 +11,7 @@ from collections.abc import Callable
 from xendpy.control.dialling import Dialler
 from xendpy.control.ownership import Ownership
 from xendpy.control.workers import Workers
-from xendpy.errors import JournalError, XendError
+from xendpy.errors import XendError
 from xendpy.migration.handover import Direction, Entry, Step
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,9 @@ class Resolver:
             if entry.step is Step.SENDING:
                 entry = await self._ownership.keep(entry)
             return await self._redial(entry)
-        except JournalError as error:
+        except (
+            XendError
+        ) as error:  # of the journal, or of a driver whose guest is busy: again later
             log.warning("migration %s: %s", entry.id[:8], error)
             return False
 
@@ -104,8 +106,4 @@ class Resolver:
                 entry.id[:8], entry.peer, answer.host_id,
             )  # fmt: skip
             return False
-        try:
-            return await self._ownership.heard(entry, answer.state)
-        except XendError as error:
-            log.warning("migration %s: %s", entry.id[:8], error)
-            return False
+        return await self._ownership.heard(entry, answer.state)

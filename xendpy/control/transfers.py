@@ -46,6 +46,7 @@ class Transfers:
         self._sender = Sender(guests.hypervisor, journal, dialler)
         self._ownership = Ownership(guests.hypervisor, journal, guests.workers)
         self._running: dict[str, tuple[Outgoing, asyncio.Task[Outcome]]] = {}
+        self._beginning: set[str] = set()  # in the journal, perhaps, and not running yet
         self.resolver = Resolver(self.open_entries, self._ownership, dialler, guests.workers)
         self._held: set[str] = set()
         self._draining = False
@@ -119,13 +120,18 @@ class Transfers:
         if self._draining:
             raise MigrationError("the daemon is stopping")
         order = self._order(guest, request, options)
-        outgoing = await self._guests.workers.quick(self._sender.begin, new_id(), order)
-        migration = Migration(
-            way=Way.OUT, look=lambda: outgoing.watch.progress, abort=outgoing.cancel.cancel
-        )
-        self._migrations.add(migration)
-        task = asyncio.create_task(self._run(outgoing, migration))
-        self._running[outgoing.entry.id] = (outgoing, task)
+        entry_id = new_id()
+        self._beginning.add(entry_id)
+        try:
+            outgoing = await self._guests.workers.quick(self._sender.begin, entry_id, order)
+            migration = Migration(
+                way=Way.OUT, look=lambda: outgoing.watch.progress, abort=outgoing.cancel.cancel
+            )
+            self._migrations.add(migration)
+            task = asyncio.create_task(self._run(outgoing, migration))
+            self._running[entry_id] = (outgoing, task)
+        finally:
+            self._beginning.discard(entry_id)
         return outgoing, task
 
     def _order(
@@ -248,7 +254,7 @@ class Transfers:
     async def settle(self, prefix: str, choice: str) -> Entry:
         """Let an operator decide who owns a guest in doubt; see Ownership.settle."""
         entry = self._journal.find(prefix)
-        if entry.id in self._running:
+        if self._is_under_way(entry):
             raise MigrationError(f"migration {entry.id} is still under way")
         settled = await self._ownership.settle(entry, choice)
         self.resolver.wake()
@@ -256,7 +262,10 @@ class Transfers:
 
     def open_entries(self) -> list[Entry]:
         """Return what the journal has not closed, except what is under way; oldest first."""
-        return [entry for entry in self._journal.open_entries() if entry.id not in self._running]
+        return [entry for entry in self._journal.open_entries() if not self._is_under_way(entry)]
+
+    def _is_under_way(self, entry: Entry) -> bool:
+        return entry.id in self._running or entry.id in self._beginning
 
     def closed_entries(self) -> list[Entry]:
         """Return the hand-overs that came to their end; oldest first."""

@@ -100,13 +100,13 @@ class Transfer:
 FAILURES = (XendError, PrecopyCancelled)
 
 
-def unwritten(transfer: Transfer, error: JournalError) -> Outcome:
-    """Keep a guest whose release could not be written down, and so was not said.
+def unwritten(transfer: Transfer, error: MigrationError) -> Outcome:
+    """Keep a guest whose release could or might not be written down, and so was not said.
 
     Raises:
         MigrationError: it goes on here.
     """
-    if error.placed:
+    if isinstance(error, JournalError) and error.placed:
         # The next daemon might read it as released: first that must be taken back.
         try:
             transfer.advance(Step.KEPT, str(error))

@@ -13,6 +13,7 @@ from typing import Any
 from xendpy.errors import (
     HandshakeError,
     JournalError,
+    MigrationError,
     XendError,
 )
 from xendpy.migration.handover import Step
@@ -67,7 +68,7 @@ def send_to_xendpy(transfer: Transfer, plan: dict[str, Any]) -> Outcome:
     # From here on this host never runs the guest again unless the target says it has none.
     try:
         transfer.advance(Step.RELEASED)
-    except JournalError as error:
+    except MigrationError as error:
         _say_abort(wire, str(error))
         return unwritten(transfer, error)
     try:
