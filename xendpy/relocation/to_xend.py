@@ -12,6 +12,7 @@ from xendpy.errors import (
     ChannelError,
     HandshakeError,
     JournalError,
+    MigrationError,
     StreamTruncated,
     UnannouncedState,
 )
@@ -69,7 +70,7 @@ def _hand_over_to_xend(transfer: Transfer, sender: Sender) -> Outcome:
     # The end of the stream makes the guest theirs, whether or not we ever hear of it.
     try:
         transfer.advance(Step.SENT)
-    except JournalError as error:
+    except MigrationError as error:
         return unwritten(transfer, error)
     transfer.watcher.handing_over()
     channel = transfer.channel
@@ -78,6 +79,8 @@ def _hand_over_to_xend(transfer: Transfer, sender: Sender) -> Outcome:
         channel.half_close()
         line = channel.recv_line(MAX_REPLY, timeout_s=transfer.plan.verdict_timeout_s)
         verdict = parse_reply(line) if line else None
+    except _Refused as error:
+        raise stays(transfer, error) from error
     except (ChannelError, StreamTruncated, HandshakeError) as error:
         verdict, line = error_behind(channel), b""
         if verdict is None:
@@ -105,10 +108,15 @@ def _in_doubt(transfer: Transfer, reason: str) -> Outcome:
     return Outcome.IN_DOUBT
 
 
+class _Refused(HandshakeError):
+    """The peer has said that it does not take the guest."""
+
+
 def _refused_meanwhile(channel: Channel) -> None:
     """Raise the peer's error if it has said one while we were sending."""
     if not channel.readable():
         return
-    told = error_behind(channel)
-    text = told.text if told else "the peer closed the connection in the middle of the stream"
+    if told := error_behind(channel):
+        raise _Refused(told.text, peer=channel.peer)
+    text = "the peer closed the connection in the middle of the stream"
     raise HandshakeError(text, peer=channel.peer)
