@@ -90,6 +90,19 @@ def test_what_another_host_has_is_not_started(
     books.ownership.refuse_unless_owned(OTHER_UUID, "web1", "create")
 
 
+@pytest.mark.parametrize(
+    ("steps", "text"),
+    [((), "it is coming in from b"), ((Step.RECEIVED,), "b may own it")],
+    ids=["coming", "received"],
+)
+def test_what_is_not_handed_over_yet_is_not_touched(
+    books: Books, steps: tuple[Step, ...], text: str
+) -> None:
+    books.write(IN, steps)
+    with pytest.raises(DomainStateError, match=text):
+        books.ownership.refuse_in_doubt(CONFIG.uuid, "web1", "migrate")
+
+
 async def test_what_was_taken_back_is_not_removed_when_the_peer_is_heard(books: Books) -> None:
     moved = books.write(OUT, (Step.RELEASED, Step.MOVED))
     books.ownership.refuse_unless_owned(CONFIG.uuid, "web1", "create", force=True)

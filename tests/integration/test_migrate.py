@@ -395,8 +395,9 @@ def test_in_doubt_until_an_operator_settles(here: Host, behaviour: str, choice: 
     mention = f"In doubt after a migration: {name}; see `xm migrations`\n"
     assert here.xm("list").stderr == mention and here.xend("status").stderr == mention
     assert f"In doubt: {name}, migration {short}" in here.xm("migrations").stdout
-    for verb in ("unpause", "destroy"):
-        refused = here.xm(verb, name, check=False)
+    more = {"save": [str(here.root / "doubtful.sav")], "migrate": ["oldhost"]}
+    for verb in ("unpause", "destroy", "save", "migrate"):
+        refused = here.xm(verb, name, *more.get(verb, ()), check=False)
         assert refused.returncode == 1 and "may own it" in refused.stderr
     here.xm("migrations", "settle", short, choice)
     assert here.in_doubt() == [] and here.xm("list").stderr == ""

@@ -75,6 +75,7 @@ class Guests(LiveGuests):
         if request.change_home_server and managed is None:
             raise DomainStateError(guest.name, "Domain is not a managed domain")
         with self.operations.begin(guest.uuid, guest.name, MIGRATED):
+            self._check_doubt(guest, "migrate")
             yield guest
         self.events.emit(EventKind.MIGRATED, guest, request.destination)
         if request.change_home_server and not await self._runs_here(guest.uuid):

@@ -107,6 +107,7 @@ class LiveGuests(Lookup):
             await self._save(guest, _absolute(path), checkpoint=checkpoint)
 
     async def _save(self, guest: DomainSummary, path: Path, *, checkpoint: bool) -> None:
+        self._check_doubt(guest, "save")
         cancel = Cancel()
 
         def work() -> None:

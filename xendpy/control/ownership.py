@@ -146,7 +146,12 @@ class Ownership:
         """
         for entry in self._journal.open_entries():
             same = entry.uuid == uuid or (by_name and entry.name == name)
-            if same and entry.in_doubt and not entry.local:
+            if not same or entry.local:
+                continue
+            if entry.step is Step.INCOMING:
+                text = f"Cannot {verb} domain '{name}': it is coming in from {entry.peer}"
+                raise DomainStateError(name, text, actual="coming in")
+            if entry.in_doubt:
                 raise DomainStateError(
                     name,
                     f"Cannot {verb} domain '{name}': {entry.peer} may own it (migration"
