@@ -329,3 +329,35 @@ def test_cpus_of_every_release(cpus, cfg, json):
 def test_cpus_that_are_none_are_refused():
     with pytest.raises(DomainError, match="cpus 0-x are none"):
         built(PV.replace("((0) (0))", "0-x"))
+
+
+@pytest.mark.parametrize(
+    ("said", "vnc"),
+    [
+        ("(vncdisplay 3)", {"display": 3, "findunused": "True"}),
+        ("(vncdisplay 3) (vncunused 1)", {"display": 3, "findunused": "True"}),
+        ("(vncdisplay 3) (vncunused 0)", {"display": 3, "findunused": "False"}),
+        ("(vncdisplay 0) (vncunused 1)", {"findunused": "True"}),
+        ("(vncdisplay 0) (vncunused 0)", {"display": 0, "findunused": "False"}),
+        ("(vncunused 0)", {"findunused": "True"}),
+    ],
+)
+def test_a_display_that_was_asked_for_is_tried_first(said, vnc):
+    guest = built(PV.replace("(vncunused 0) (vncdisplay 3)", said))
+    (vfb,) = json.loads(to_json(guest).rstrip(b"\0"))["vfbs"]
+    assert {key: vfb["vnc"].get(key) for key in vnc} == vnc and ("display" in vfb["vnc"]) == (
+        "display" in vnc
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "weight"), [("1.0", None), ("256", 256), ("0", None), ("", None)]
+)
+def test_a_share_of_xen_3_0_is_no_weight(said, weight):
+    guest = built(PV.replace("(cpu_weight 512)", f"(cpu_weight {said})"))
+    built_as = json.loads(to_json(guest).rstrip(b"\0"))["b_info"].get("sched_params", {})
+    assert built_as.get("weight") == weight
+
+
+def test_more_disks_than_the_alphabet_has_letters():
+    assert "vdev=xvdaa1," in to_cfg(built(PV.replace("dev xvda1", "dev xvdaa1")))

@@ -140,7 +140,7 @@ def _graphics(graphics: XlGraphics) -> Json:
             vnc["passwd"] = graphics.password
         if graphics.display is not None:
             vnc["display"] = graphics.display
-        vnc["findunused"] = _flag(graphics.display is None)
+        vnc["findunused"] = _flag(graphics.unused)
     found: Json = {"vnc": vnc, "sdl": {"enable": _flag(graphics.sdl)}}
     return {**found, "keymap": graphics.keymap} if graphics.keymap else found
 
@@ -249,7 +249,7 @@ def _cfg_graphics(guest: XlGuest) -> Iterator[tuple[str, str]]:
     yield "vnc", str(int(graphics.vnc))
     if graphics.vnc:
         yield "vnclisten", LOCALHOST
-        yield "vncunused", str(int(graphics.display is None))
+        yield "vncunused", str(int(graphics.unused))
         if graphics.display is not None:
             yield "vncdisplay", str(graphics.display)
         if graphics.password:

@@ -19,7 +19,7 @@ UNAME = re.compile(
     r"(?:(?P<plain>phy|file)|(?:tap2?:)(?:tapdisk:)?(?P<tap>[a-z0-9]+)):(?P<path>.+)", re.DOTALL
 )
 DEVICE = re.compile(
-    r"(?:/dev/)?(?:ioemu:)?(?P<vdev>[a-z]{2,4}[0-9]{0,3}|[0-9]{1,9}|0x[0-9a-f]{1,7})"
+    r"(?:/dev/)?(?:ioemu:)?(?P<vdev>[a-z]{2,5}[0-9]{0,3}|[0-9]{1,9}|0x[0-9a-f]{1,7})"
     r"(?::(?P<kind>disk|cdrom))?"
 )
 

@@ -72,11 +72,15 @@ class XlType(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class XlGraphics:
-    """A frame buffer; VNC is for this host alone. `display` None lets qemu find a free one."""
+    """A frame buffer; VNC is for this host alone.
+
+    `display` is the one to be had, or with `unused` the first to be tried; None is any.
+    """
 
     vnc: bool = False
     sdl: bool = False
     display: int | None = None
+    unused: bool = True
     password: str = field(default="", repr=False)
     keymap: str = ""
 
@@ -132,7 +136,7 @@ def read_guest(config: DomainConfig, rules: GuestRules) -> XlGuest:
         vcpus=config.vcpus,
         online_vcpus=config.online_vcpus,
         affinity=reader.affinity(),
-        weight=_number(config.text("cpu_weight")),
+        weight=_weight(config.text("cpu_weight")),
         cap=_number(config.text("cpu_cap")),
         boot=XlBoot() if kind is XlType.HVM else read_boot(config, rules),
         actions={key: reader.action(key) for key in DEFAULT_ACTIONS},
@@ -162,6 +166,11 @@ def _refuse_devices(config: DomainConfig) -> None:
 def _number(text: str) -> int:
     found = re.fullmatch(r"-?\d{1,9}", text.partition(".")[0].rstrip("L"))
     return int(found[0]) if found else 0
+
+
+def _weight(text: str) -> int:
+    # Xen 3.0.x knew a share of the cpu, 1.0 unless told otherwise, and no weight of credits.
+    return 0 if "." in text else _number(text)
 
 
 class _Reader:
@@ -240,11 +249,14 @@ GRAPHICS_KEYS = ("type", "vnc", "sdl", "vncdisplay", "vncunused", "vncpasswd", "
 def _graphics(said: Mapping[str, str]) -> XlGraphics:
     # 3.0.x names the one kind there is, later releases have a switch for each.
     kind = said["type"]
-    fixed = said["vncunused"] == "0" and said["vncdisplay"].isdecimal()
+    # xend said both to qemu, which then tries that display before all others.
+    unused, display = said["vncunused"] != "0", said["vncdisplay"]
+    known = re.fullmatch(r"\d{1,5}", display) and (int(display) or not unused)
     return XlGraphics(
         vnc=said["vnc"] == "1" or kind == "vnc",
         sdl=said["sdl"] == "1" or kind == "sdl",
-        display=int(said["vncdisplay"]) if fixed else None,
+        display=int(display) if known else None,
+        unused=unused or not known,
         password=said["vncpasswd"],
         keymap=said["keymap"] if re.fullmatch(r"[a-z-]{0,8}", said["keymap"]) else "",
     )
