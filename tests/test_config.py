@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import xendpy
 from xendpy.config import PeerRow, XendConfig, options
 from xendpy.config_file import load, parse
 from xendpy.errors import ConfigError
@@ -159,6 +160,10 @@ WARNED = [
     ("(xend-relocation-hosts-allow '')(xend-relocation-server 1)", 1, "every host"),
     ("(xend-http-server yes)", 1, "has no effect: it is accepted, not served"),
     ("(network-script network-bridge)", 1, "has no effect: it is accepted, not run"),
+    ("(dom0-min-mem 196)", 1, "dom0-min-mem has no effect: it is accepted, not used"),
+    ("(enable-dom0-ballooning no)", 1, "has no effect: it is accepted, not done"),
+    ("(device-create-timeout 5)", 1, "device-create-timeout has no effect"),
+    ("(vnc-listen 0.0.0.0)", 1, "vnc-listen has no effect"),
     ("(xendpy-peer a)(xendpy-peer a (port 1))", 1, "first one counts"),
 ]
 
@@ -167,6 +172,18 @@ WARNED = [
 def test_warnings_say_line_and_reason(text: str, line: int, said: str) -> None:
     warnings = parse(text, Path("f")).warnings
     assert any(item.line == line and said in item.text for item in warnings), warnings
+
+
+def test_every_option_is_used_or_says_that_it_is_not() -> None:
+    package = Path(xendpy.__file__).parent
+    files = [file for file in package.rglob("*.py") if file.name != "config.py"]
+    text = "\n".join(file.read_text() for file in files)
+    unused = {
+        row.name
+        for attribute, row, _ in options()
+        if not re.search(rf"config\.{attribute}\b", text)
+    }
+    assert unused == {row.name for _, row, _ in options() if "Accepted, n" in row.doc}
 
 
 REFUSED = [

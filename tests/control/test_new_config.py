@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from xendpy import sxp
-from xendpy.control.new_config import new_config
+from xendpy.config_file import parse
+from xendpy.control.new_config import Defaults, new_config
 from xendpy.errors import DomainError, RpcError
 from xendpy.guest.domain import DomainConfig, GuestType
 
@@ -94,6 +96,32 @@ def test_devices_are_completed() -> None:
     assert (tap["dev"], tap["bootable"]) == ("hdc:cdrom", "0")
     assert [name for name, _ in config.devices()].count("console") == 1
     assert all(UUID.fullmatch(item["uuid"]) for item in (vif, vbd, tap))
+
+
+def test_what_a_guest_does_not_say_the_daemons_configuration_does() -> None:
+    text = "(vif-script 'vif-route netdev=eth0') (vncpasswd secret) (keymap de)"
+    defaults = Defaults.of(parse(text, Path("f")).config)
+    vnc, sdl = ["vfb", ["vnc", 1]], ["vfb", ["sdl", 1]]
+    config = new_config(vm(["device", vnc], ["device", ["vif"]]), defaults)
+    assert device(config, "vif")["script"] == "/etc/xen/scripts/vif-route"
+    assert device(config, "vfb")["vncpasswd"] == "secret"
+    assert device(config, "vfb")["keymap"] == "de"
+    assert "vncpasswd" not in device(new_config(vm(["device", sdl]), defaults), "vfb")
+    own = ["vfb", ["type", "vnc"], ["vncpasswd", ""], ["keymap", "fr"]]
+    vif = ["vif", ["script", "/etc/xen/scripts/vif-nat"]]
+    config = new_config(vm(["device", own], ["device", vif]), defaults)
+    assert (device(config, "vfb")["vncpasswd"], device(config, "vfb")["keymap"]) == ("", "fr")
+    assert device(config, "vif")["script"] == "/etc/xen/scripts/vif-nat"
+    image = new_config(vm(["image", ["hvm", ["vnc", 1]]]), defaults).image()
+    assert ["vncpasswd", "secret"] in image
+    image = new_config(vm(["image", ["hvm", ["vnc", 0]]]), defaults).image()
+    assert ["vncpasswd", "secret"] not in image
+
+
+@pytest.mark.parametrize("script", ["vif-nat", "/etc/xen/scripts/vif-nat", ""])
+def test_default_script_is_one_of_xens_directory(script: str) -> None:
+    defaults = Defaults.of(parse(f"(vif-script '{script}')", Path("f")).config)
+    assert defaults.vif_script == ("vif-nat" if script else "vif-bridge")
 
 
 def test_odd_devices_are_passed_over() -> None:

@@ -105,6 +105,23 @@ def test_tcp_is_served_to_whom_hosts_allow_admits(start: Start) -> None:
         assert proxy.xend.domains(False) == ["Domain-0"]
 
 
+def test_created_guests_have_the_script_that_counts_now(
+    start: Start, client: Callable[[Path], xmlrpc.client.ServerProxy]
+) -> None:
+    daemon = start("(vif-script vif-route)")
+    daemon.told()
+    proxy = client(daemon.root / "var/run/xend/xmlrpc.sock")
+    guest = ["memory", 16], ["device", ["vif", ["bridge", "br0"]]]
+    proxy.xend.domain.new(["vm", ["name", "a"], *guest])
+    assert "['script', '/etc/xen/scripts/vif-route']" in str(proxy.xend.domain("a", "full"))
+    (daemon.root / "etc/xen/xend-config.sxp").write_text("(vif-script vif-nat)")
+    daemon.process.send_signal(signal.SIGHUP)
+    while "READY" not in daemon.told():
+        pass
+    proxy.xend.domain.new(["vm", ["name", "b"], *guest])
+    assert "['script', '/etc/xen/scripts/vif-nat']" in str(proxy.xend.domain("b", "full"))
+
+
 async def test_reload_takes_virsh_from_a_host(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

@@ -162,7 +162,9 @@ class DomainMethods:
         """
         autostart = force == AUTOSTART
         guest = await self._guests.create(
-            new_config(config), force=not autostart and _flag(force), autostart=autostart
+            new_config(config, self._guests.defaults),
+            force=not autostart and _flag(force),
+            autostart=autostart,
         )
         return domain_sxp(guest, devices=True)
 
@@ -219,7 +221,7 @@ class DomainMethods:
 
     async def new(self, config: Value) -> Value:
         """Keep a configuration as a managed domain."""
-        await self._guests.new(new_config(config))
+        await self._guests.new(new_config(config, self._guests.defaults))
 
     async def delete(self, dom: Reference) -> Value:
         """Forget a managed domain."""

@@ -10,6 +10,7 @@ from xendpy.control.events import EventKind
 from xendpy.control.live_guests import MIGRATED, LiveGuests, domain_of, names_of, taken
 from xendpy.control.managed import ManagedDomains
 from xendpy.control.migrator import MigrateRequest, Migrator
+from xendpy.control.new_config import PLAIN
 from xendpy.control.node import Host
 from xendpy.control.workers import Workers
 from xendpy.errors import (
@@ -37,6 +38,7 @@ class Guests(LiveGuests):
         super().__init__(hypervisor, managed, workers, host)
         self.migrator = migrator
         self.restarts: Counter[str] = Counter()  # by uuid, since this daemon began
+        self.defaults = PLAIN  # of guests that are created here
         self.restarting: dict[str, str] = {}  # uuid to name, of guests between two lives
 
     async def rename(self, reference: str | int, name: str) -> None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from xendpy import sxp
+from xendpy.config import XendConfig
 from xendpy.errors import DomainError, RpcError
 from xendpy.guest.cpuset import affinity
 from xendpy.guest.domain import DomainConfig, GuestType, kernel_arguments
 
 _ERROR_GENERIC = 2
-_VIF_SCRIPT = "/etc/xen/scripts/vif-bridge"
+_SCRIPTS = "/etc/xen/scripts"
 _DEFAULTS: tuple[tuple[str, str], ...] = (
     ("vcpus", "1"),
     ("on_poweroff", "destroy"),
@@ -38,7 +40,36 @@ _IMAGE_DEFAULTS = (("superpages", "0"), ("pci", None), ("nomigrate", "0"), ("tsc
 _IGNORED = frozenset(("s3_integrity", "oos", "domid", "status", "state"))
 
 
-def new_config(value: object) -> DomainConfig:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What the daemon's own configuration says of guests that say nothing of it themselves."""
+
+    vif_script: str = "vif-bridge"
+    vncpasswd: str = ""
+    keymap: str = ""
+
+    @classmethod
+    def of(cls, config: XendConfig) -> Defaults:
+        """Take them from the options; of a script its name, without directory and arguments."""
+        script = os.path.basename(config.vif_script.split(" ")[0])
+        return cls(
+            vif_script=script or cls().vif_script,
+            vncpasswd=config.vncpasswd,
+            keymap=config.keymap,
+        )
+
+    def screen(self, said: sxp.SxpList) -> sxp.SxpList:
+        """Return a vfb device or an image, with what its VNC server is to have."""
+        if sxp.child_value(said, "vnc") != "1" and sxp.child_value(said, "type") != "vnc":
+            return said
+        told = {"vncpasswd": self.vncpasswd, "keymap": self.keymap}
+        return _with_defaults(said, **{key: value for key, value in told.items() if value})
+
+
+PLAIN = Defaults()
+
+
+def new_config(value: object, defaults: Defaults = PLAIN) -> DomainConfig:
     """Return the configuration that a client's nested list describes, completed.
 
     Raises:
@@ -57,8 +88,8 @@ def new_config(value: object) -> DomainConfig:
     if "uuid" not in known:
         whole.append(["uuid", str(uuid.uuid4())])
     whole += [[key, default] for key, default in _DEFAULTS if key not in known]
-    whole += [["device", item] for item in _devices(entries)]
-    return _with_image(_with_cpus(DomainConfig.from_sxp(whole)))
+    whole += [["device", item] for item in _devices(entries, defaults)]
+    return _with_image(_with_cpus(DomainConfig.from_sxp(whole)), defaults)
 
 
 def to_sxp(value: object) -> sxp.SxpValue:
@@ -93,10 +124,12 @@ def _with_cpus(config: DomainConfig) -> DomainConfig:
     return DomainConfig.from_sxp([*rest, ["cpus", [[str(cpu) for cpu in row] for row in rows]]])
 
 
-def _with_image(config: DomainConfig) -> DomainConfig:
+def _with_image(config: DomainConfig, defaults: Defaults) -> DomainConfig:
     image = list(config.image())
     if config.guest_type is GuestType.PV:
         image = _with_args(image)
+    else:
+        image = defaults.screen(image)
     known = {item[0] for item in image if isinstance(item, list) and item}
     for key, default in _IMAGE_DEFAULTS:
         if key not in known:
@@ -122,7 +155,7 @@ def _with_args(image: sxp.SxpList) -> sxp.SxpList:
     return kept
 
 
-def _devices(entries: list[sxp.SxpList]) -> Iterator[sxp.SxpList]:
+def _devices(entries: list[sxp.SxpList], defaults: Defaults) -> Iterator[sxp.SxpList]:
     bootable_seen = False
     classes = set()
     for entry in entries:
@@ -136,7 +169,10 @@ def _devices(entries: list[sxp.SxpList]) -> Iterator[sxp.SxpList]:
             device = _disk(device, first=not bootable_seen)
             bootable_seen = True
         elif device[0] == "vif":
-            device = _with_defaults(device, mac=_new_mac(), script=_VIF_SCRIPT)
+            script = f"{_SCRIPTS}/{defaults.vif_script}"
+            device = _with_defaults(device, mac=_new_mac(), script=script)
+        elif device[0] == "vfb":
+            device = defaults.screen(device)
         yield _with_defaults(device, uuid=str(uuid.uuid4()), backend="0")
     if "console" not in classes:
         yield ["console", ["protocol", "vt100"], ["location", "2"], ["uuid", str(uuid.uuid4())]]

@@ -17,6 +17,7 @@ from xendpy.control.libvirt.session import Host as LibvirtHost
 from xendpy.control.managed import ManagedDomains
 from xendpy.control.metrics import Metrics
 from xendpy.control.migrations import Migration, Migrations, Way, audit_migration, succeeded
+from xendpy.control.new_config import Defaults
 from xendpy.control.node import Host
 from xendpy.control.node_methods import NodeMethods
 from xendpy.control.rpc_server import RpcServer
@@ -57,6 +58,7 @@ class Parts:
         self._paths = paths
         managed = ManagedDomains(paths.below(config.domains_path))
         self.guests = Guests(hypervisor, managed, workers, Host())
+        self.guests.defaults = Defaults.of(config)
         self.migrations = Migrations(changed)
         self.migrations.on_end(self._migration_ended)
         self._journal = Journal(paths.state_dir / "migrations", Durable(), time.time)
@@ -107,6 +109,7 @@ class Parts:
         """
         settings = wiring.relocation_settings(config, self._paths)
         self._config = config
+        self.guests.defaults = Defaults.of(config)
         self.relocation.update(settings, operations)
         self.rpc.hosts_allow = settings.hosts_allow
         self.libvirt.hosts_allow = settings.hosts_allow

@@ -28,7 +28,7 @@ async def _run(session: Session, config: DomainConfig, *, paused: bool) -> Domai
 
 async def _create_xml(session: Session, args: Reader) -> Writer:
     xml, flags = args.string(), args.u32()
-    config = new_config(from_xml(xml))
+    config = new_config(from_xml(xml), session.guests.defaults)
     return add_domain(Writer(), await _run(session, config, paused=bool(flags & _START_PAUSED)))
 
 
@@ -37,7 +37,8 @@ async def _define(session: Session, args: Reader) -> Writer:
     old = await _known(session, str(sxp.child_value(said, "uuid")))
     if old is not None:
         said = redefined(said, old)
-    return add_domain(Writer(), await session.guests.new(new_config(said)))
+    config = new_config(said, session.guests.defaults)
+    return add_domain(Writer(), await session.guests.new(config))
 
 
 async def _known(session: Session, uuid: str) -> DomainConfig | None:
