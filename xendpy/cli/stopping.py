@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from xendpy.cli import daemon
+from xendpy.cli import daemon, unit
 from xendpy.cli.migrations import moving_line
 from xendpy.cli.rpc import Server, Silent
 from xendpy.errors import ConfigError
@@ -40,13 +40,26 @@ def stop(paths: Paths, pid: int, *, force: bool) -> None:
     try:
         moving = moving_line(server.call)
     except Silent:
-        _stop_silent(server, pid, deadline_s)
+        _say(f"pid {pid} does not answer; stopping it all the same")
+        if unit.owns(pid):
+            _stop_unit(pid)
+        else:
+            _stop_silent(server, pid, deadline_s)
         return
     if moving and config.stop_while_moving == "refuse" and not force:
         raise NotStopped(f"not stopped while guests move: {moving}; --force stops it all the same")
     if moving:
         _say(f"stopping, with {moving}")
-    _drain(pid, deadline_s)
+    if unit.owns(pid):
+        _stop_unit(pid)
+    else:
+        _drain(pid, deadline_s)
+
+
+def _stop_unit(pid: int) -> None:
+    """Have systemd stop its daemon: one that had to be killed would be started again by it."""
+    if unit.ask("stop"):
+        raise NotStopped(f"systemd has not stopped pid {pid}")
 
 
 def _stop_silent(server: Server, pid: int, deadline_s: float) -> None:
@@ -54,7 +67,6 @@ def _stop_silent(server: Server, pid: int, deadline_s: float) -> None:
 
     Its guests live on without it, and what was being handed over is settled at the next start.
     """
-    _say(f"pid {pid} does not answer; stopping it all the same")
     if _terminate(pid, SILENT_S):
         return
     with suppress(Silent):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from xendpy.cli import daemon
+from xendpy.cli import daemon, unit
 from xendpy.cli.options import Option, UsageError, take_global
 from xendpy.errors import ConfigError, XendError
 from xendpy.paths import Paths
@@ -49,7 +49,7 @@ ENVIRONMENT: Final = (
 )
 
 EXIT_CODES: Final = (
-    (0, "done; running already, for `start`; running, for `status`"),
+    (0, "done; running already, for `start` in the background; running, for `status`"),
     (1, "it failed; the reason is on standard error"),
     (NOT_RUNNING, "not running (`status`)"),
     (UNKNOWN, "it runs and does not answer (`status`)"),
@@ -128,15 +128,35 @@ def _may_run(paths: Paths) -> bool:
 
 
 def start(paths: Paths, *, foreground: bool) -> int:
-    """Start the daemon; running already is success."""
-    if daemon.running_pid(paths) is not None:
+    """Start the daemon; running already is success, except for who wants to be it."""
+    pid = daemon.running_pid(paths)
+    if foreground and pid is not None:
+        return _fail(f"a daemon runs already, pid {pid}: `xend stop` ends it")
+    if pid is not None:
         return 0
     if foreground:
         return serve(paths, foreground=True, ready=lambda: None)
+    if unit.is_in_charge(paths):
+        return _start_unit(paths)
     return daemon.start_in_background(
         lambda ready: serve(paths, foreground=False, ready=ready),
         stderr_log=paths.log_dir / "xend-debug.log",
     )
+
+
+def _start_unit(paths: Paths) -> int:
+    """Have systemd start the daemon; what is wrong with its configuration is said here."""
+    from xendpy.config_file import load
+
+    try:
+        config = load(paths.config_file).config
+    except ConfigError as error:
+        return _fail(str(error))
+    if os.environ.get("XEND_DEBUG"):
+        print("xend: systemd's unit is started, which --debug does not reach", file=sys.stderr)
+    if unit.ask("start"):
+        return _fail(f"the reason is in {config.logfile}, or in `journalctl -u {unit.NAME}`")
+    return 0
 
 
 def serve(paths: Paths, *, foreground: bool, ready: Callable[[], None]) -> int:
