@@ -170,6 +170,23 @@ def test_top_without_a_terminal_is_one_table(
     )
 
 
+@pytest.mark.parametrize("term", ["vt100", "vt220", "xterm-256color"])
+def test_top_on_a_terminal(term: str, tmp_path: Path) -> None:
+    replies = {"xend.node.info": NODE, "xend.domains_with_state": [WEB1, SPARE]}
+    words = ("--root", str(tmp_path), "top")
+    with (
+        FakeXend(tmp_path / "var/run/xend/xmlrpc.sock", replies),
+        on_terminal("env", f"TERM={term}", sys.executable, "-m", "xendpy.cli.xm", *words) as (
+            terminal,
+            process,
+        ),
+    ):
+        terminal.read_until("web1")
+        terminal.type(b"q")
+        terminal.read_until("")
+        assert process.wait(120) == 0
+
+
 def test_top_shows_the_share_of_a_cpu() -> None:
     def at(at_s: float, cpu_time: float) -> top.Sample:
         row = top.domain_row([*WEB1[:-1], ["cpu_time", cpu_time]])

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,9 @@ def top(xm: Invocation) -> None:
 def _watch(screen: curses.window, xm: Invocation) -> None:
     import curses
 
-    curses.use_default_colors()
-    curses.curs_set(0)
+    for wish in (curses.use_default_colors, lambda: curses.curs_set(0)):
+        with suppress(curses.error):  # a vt100 has neither colours nor a cursor that hides
+            wish()
     screen.timeout(int(REFRESH_S * 1000))
     before: Sample | None = None
     while True:
