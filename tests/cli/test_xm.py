@@ -25,6 +25,7 @@ from tests.cli.xm_cases import (
 )
 from xendpy.cli import lifecycle, listing, xm
 from xendpy.cli.commands import COMMANDS
+from xendpy.cli.domains import child_value
 
 
 @pytest.mark.parametrize("case", CASES, ids=attrgetter("id"))
@@ -80,6 +81,40 @@ def test_reboot_waits_for_the_next_restart(
     assert run(tmp_path, "reboot", "-w", "legacy-pv", replies=replies)[0] == 0
     assert capsys.readouterr().out == "Domain legacy-pv rebooted\nAll domains rebooted\n"
     assert next(counts, None) is None
+
+
+def test_reboot_by_xl_is_seen_by_the_new_id(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "POLL_S", 0.0)
+    domid = child_value(LEGACY_PV, "domid")
+    again = [item if item[0] != "domid" else ["domid", domid + 1] for item in LEGACY_PV[1:]]
+    looks = iter([LEGACY_PV, LEGACY_PV, ["domain", *again]])
+    names = iter([["Domain-0", "legacy-pv"], ["Domain-0"], ["Domain-0", "legacy-pv"]])
+    replies = {
+        "xend.domain": lambda _: next(looks),
+        "xend.domain.getRestartCount": "0",
+        "xend.domain.shutdown": None,
+        "xend.domains": lambda _: next(names),
+    }
+    code, sent = run(tmp_path, "reboot", "-w", str(domid), replies=replies)
+    assert code == 0
+    assert capsys.readouterr().out == f"Domain {domid} rebooted\nAll domains rebooted\n"
+    assert sent[-1] == ("xend.domain", ("legacy-pv",))
+
+
+def test_reboot_that_does_not_come_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "REBOOT_GAP_S", 0.0)
+    replies = {
+        "xend.domain": LEGACY_PV,
+        "xend.domain.getRestartCount": "0",
+        "xend.domain.shutdown": None,
+        "xend.domains": ["Domain-0"],
+    }
+    run(tmp_path, "reboot", "-w", "legacy-pv", replies=replies)
+    assert "Domain legacy-pv destroyed for failed in rebooting\n" in capsys.readouterr().out
 
 
 def test_shutdown_of_all_goes_on_behind_one_that_cannot(

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from xendpy.cli.domains import child_value
 from xendpy.cli.options import CommandFailed, Invocation, UsageError
@@ -13,6 +14,7 @@ from xendpy.cli.rpc import ERROR_INTERNAL
 from xendpy.errors import RpcError
 
 POLL_S = 1.0  # how often `-w` asks, as xm does
+REBOOT_GAP_S = 30.0  # xl ends a guest before it builds it anew: meanwhile nobody knows it
 UNITS = {"g": 1 << 30, "m": 1 << 20, "k": 1 << 10}
 
 
@@ -133,11 +135,11 @@ def shutdown(xm: Invocation) -> int:
 def _shut_down(xm: Invocation, reason: str) -> int:
     # The name each goes by now, under what the user called it.
     waiting: dict[str, str] = {}
-    restarts: dict[str, int] = {}
+    lives: dict[str, _Life] = {}
     code = 0
     for domain in _targets(xm):
         try:
-            name = str(child_value(xm.call("xend.domain", domain), "name"))
+            found = xm.call("xend.domain", domain)
             count = xm.call("xend.domain.getRestartCount", domain)
             xm.call("xend.domain.shutdown", domain, reason)
         except RpcError as error:
@@ -146,14 +148,35 @@ def _shut_down(xm: Invocation, reason: str) -> int:
             print(f"Error: {error.reason}", file=sys.stderr)
             code = 1
         else:
-            waiting[domain], restarts[domain] = name, count
+            waiting[domain] = str(child_value(found, "name"))
+            lives[domain] = _Life(waiting[domain], child_value(found, "domid"), count)
     if not xm.given("wait"):
         return code
     if reason == "reboot":
-        _await(xm, waiting, lambda name: _rebooted(xm, name, restarts), "rebooted")
+        gap_s = REBOOT_GAP_S
+        _await(xm, waiting, lambda domain: lives[domain].is_over(xm), "rebooted", gap_s=gap_s)
     else:
         _await(xm, waiting, lambda domain: False, "terminated")
     return code
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """A domain between two of its restarts."""
+
+    name: str
+    domid: int
+    restarts: int
+
+    def is_over(self, xm: Invocation) -> bool:
+        """Say whether another has begun: counted by xend, or told by the id where xl restarts."""
+        try:
+            if xm.call("xend.domain.getRestartCount", self.name) != self.restarts:
+                return True
+            domid = child_value(xm.call("xend.domain", self.name), "domid")
+        except RpcError:  # between two lives: the list of the next round tells
+            return False
+        return domid is not None and domid != self.domid
 
 
 def _targets(xm: Invocation) -> list[str]:
@@ -166,21 +189,25 @@ def _targets(xm: Invocation) -> list[str]:
     return [xm.params[0]]
 
 
-def _rebooted(xm: Invocation, domain: str, restarts: dict[str, int]) -> bool:
-    try:
-        return bool(xm.call("xend.domain.getRestartCount", domain) != restarts[domain])
-    except RpcError:  # between two lives: the list of the next round tells
-        return False
-
-
 def _await(
-    xm: Invocation, waiting: dict[str, str], happened: Callable[[str], bool], word: str
+    xm: Invocation,
+    waiting: dict[str, str],
+    happened: Callable[[str], bool],
+    word: str,
+    *,
+    gap_s: float = 0.0,
 ) -> None:
-    """Report each domain as soon as it is gone, or as `happened` says."""
+    """Report each domain as soon as it is gone for longer than `gap_s`, or as `happened` says."""
+    gone_s: dict[str, float] = {}
     while waiting:
         alive = xm.call("xend.domains", False)
+        now_s = time.monotonic()
         for domain, name in list(waiting.items()):
-            if name in alive and not happened(domain):
+            if name in alive:
+                gone_s.pop(domain, None)
+                if not happened(domain):
+                    continue
+            elif now_s - gone_s.setdefault(domain, now_s) < gap_s:
                 continue
             if name not in alive and word == "rebooted":
                 print(f"Domain {domain} destroyed for failed in rebooting", flush=True)
