@@ -87,7 +87,8 @@ class Parts:
                 relocation=lambda: wiring.relocation_settings(self._config, paths),
                 host_name=lambda: self._config.host_name or os.uname().nodename,
                 max_guest_memory_mib=lambda: self._config.max_guest_memory,
-            )
+            ),
+            resolve=self._name_of,
         )
         self.relocation = RelocationServer(
             wiring.relocation_settings(config, paths),

@@ -214,3 +214,16 @@ async def test_over_tcp_hosts_allow_decides(host: Host, pattern: str, let_in: bo
         else:
             assert await client.ended()
         client.close()
+
+
+@pytest.mark.parametrize(("name", "let_in"), [("friend.example", True), ("127.0.0.1", False)])
+async def test_over_tcp_the_name_is_the_resolvers(host: Host, name: str, let_in: bool) -> None:
+    rules = HostsAllow.parse(r"^friend\.example$")
+    async with LibvirtServer(host, resolve=lambda _: name) as server:
+        port = await server.listen_tcp("127.0.0.1", 0, rules)
+        client = Client(*await asyncio.open_connection("127.0.0.1", port))
+        if let_in:
+            await client.opened()
+        else:
+            assert await client.ended()
+        client.close()

@@ -57,9 +57,9 @@ TABLE: Mapping[int, Procedure] = {
 class LibvirtServer:
     """The listeners; entering opens none, leaving closes all and ends every call."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *, resolve: Callable[[str], str] = full_name) -> None:
         self._host = host
-        self._names = Names(full_name)
+        self._names = Names(resolve)
         self._servers: list[asyncio.Server] = []
         self._paths: list[Path] = []
         self._clients: set[asyncio.Task[None]] = set()
