@@ -72,3 +72,21 @@ def test_the_xml_of_a_save_file_is_that_of_its_guest(
     file = tmp_path / "testvm1.sav"
     virsh(here, "save", virsh_guest, str(file))
     assert "<name>testvm1</name>" in virsh(here, "save-image-dumpxml", str(file)).stdout
+
+
+def test_guest_that_is_defined_again_keeps_what_its_xml_has_no_words_for(
+    virsh_hosts: tuple[Host, Host], virsh_guest: str, tmp_path: Path
+) -> None:
+    here, _ = virsh_hosts
+    file = tmp_path / "testvm1.xml"
+    virsh(here, "autostart", virsh_guest)
+    text = virsh(here, "dumpxml", "--inactive", virsh_guest).stdout
+    file.write_text(text.replace("<on_crash>restart<", "<on_crash>destroy<"))
+    assert file.read_text() != text
+    virsh(here, "define", str(file))
+    assert "<on_crash>destroy</on_crash>" in virsh(here, "dumpxml", "--inactive", "testvm1").stdout
+    assert "Autostart:      enable" in virsh(here, "dominfo", virsh_guest).stdout
+    file.write_text(text.replace("<devices>", "<devices><interface type='network'/>"))
+    refused = virsh(here, "define", str(file), check=False)
+    assert refused.returncode == 1
+    assert "not supported: <interface type='network'>" in refused.stderr
