@@ -69,14 +69,14 @@ def _walk(session: Session, kind: Kind, here: Host, there: Host) -> None:
     with session.step(f"{kind.name}: create"):
         here.run(f"cat >{kind.name}.cfg <<'end'\n{kind.config}end")
         _create(session, kind, here)
-    _migrate(session, kind, here, there)
+    migrate(session, kind, here, there)
     with session.step(f"{kind.name}: xm save, xm restore"):
-        saved = _counts(there, kind, 0)
+        saved = counts(there, kind, 0)
         there.run(f"xm list; xm save {kind.name} {kind.name}.sav; ls -l {kind.name}.sav")
         check(kind.name not in there.guests(), "the guest is still there after xm save")
         there.run(f"xm restore {kind.name}.sav; rm {kind.name}.sav")
-        _counts(there, kind, saved)
-    _migrate(session, kind, there, here)
+        counts(there, kind, saved)
+    migrate(session, kind, there, here)
     here.run(f"xm destroy {kind.name}")
 
 
@@ -84,7 +84,7 @@ def _create(session: Session, kind: Kind, host: Host) -> None:
     for attempt in range(1, kind.attempts + 1):
         host.run(f"{kind.create} {kind.name}.cfg")
         try:
-            _counts(host, kind, 0)
+            counts(host, kind, 0)
             return
         except StepFailed:
             host.run(f"xl dmesg | tail -n 3; xl list {kind.name}")
@@ -94,16 +94,18 @@ def _create(session: Session, kind: Kind, host: Host) -> None:
         host.run(f"xm destroy {kind.name}")
 
 
-def _migrate(session: Session, kind: Kind, source: Host, target: Host) -> None:
+def migrate(session: Session, kind: Kind, source: Host, target: Host) -> None:
+    """Move a guest live, and see it count on there, and only there."""
     with session.step(f"{kind.name}: xm migrate --live {source.name} -> {target.name}"):
-        before = _counts(source, kind, 0)
+        before = counts(source, kind, 0)
         source.run(f"time xm migrate --live {kind.name} {target.name}", timeout_s=1800)
         check(kind.name not in source.guests(), f"the guest is still on {source.name}")
         matching(rf"^{kind.name} ", target.run("xm list"), "xm list")
-        session.remark = f"{before} before, {_counts(target, kind, before)} after"
+        session.remark = f"{before} before, {counts(target, kind, before)} after"
 
 
-def _counts(host: Host, kind: Kind, above: int) -> int:
+def counts(host: Host, kind: Kind, above: int) -> int:
+    """Wait until a guest counts on, beyond `above`; return where it is."""
     first = max(above, kind.counted(host, kind.name))
     until(
         lambda: kind.counted(host, kind.name) > first,
