@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -300,9 +301,29 @@ def test_command_line_value_of_the_wrong_kind(
     assert capsys.readouterr().err == f"Error: Invalid value: {word.partition('=')[2]}\n"
 
 
-def test_missing_file(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(root, "create", "nobody")[0] == 1
-    assert capsys.readouterr().err == 'Error: Cannot open config file "nobody"\n'
+@pytest.mark.parametrize("name", ["nobody", "etc/xen"])
+def test_missing_file(root: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(root, "create", name)[0] == 1
+    assert capsys.readouterr().err == f'Error: Cannot open config file "{name}"\n'
+
+
+def test_file_beside_a_directory_of_its_name(root: Path) -> None:
+    (root / "pv.cfg").mkdir()
+    assert run(root, "create", "pv.cfg")[0] == 0
+
+
+def test_all_on_the_command_line(root: Path) -> None:
+    words = ("kernel=xendpy:ticker", "memory=16", "name=web9")
+    config = run(root, "create", "/dev/null", *words)[1][0][1][0]
+    assert config[1:3] == [["name", "web9"], ["memory", 16]]
+
+
+def test_file_from_a_pipe(root: Path) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader):
+        with os.fdopen(writer, "w") as file:
+            file.write("name = 'web9'\n")
+        assert run(root, "create", f"/dev/fd/{reader}")[1][0][1][0][1] == ["name", "web9"]
 
 
 def test_help_config_lists_the_variables(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,7 +131,8 @@ def _find(xm: Invocation, wanted: str) -> Path:
     places = xm.options.get("path", f".:{xm.paths.config_dir}").split(":")
     for place in ("", *places):
         path = Path(os.path.join(place, wanted))
-        if path.is_file():
+        # xm asked no more than whether it is there: /dev/null, or a pipe from the shell, will do.
+        if path.exists() and not path.is_dir():
             return path
     raise CommandFailed(f'Cannot open config file "{wanted}"')
 
