@@ -133,6 +133,17 @@ def test_name_is_the_files_without_one(root: Path) -> None:
     assert ["kernel", "xendpy:ticker"] in next(i for i in config if i[0] == "image")[1]
 
 
+def test_latin_1_reaches_the_daemon(root: Path) -> None:
+    (root / "web9").write_bytes(b"name = 'web9'\nextra = 'note=T\xfcr'\n")
+    config = run(root, "create", "web9")[1][0][1][0]
+    assert ["args", "note=T\u00fcr"] in next(i for i in config if i[0] == "image")[1]
+
+
+def test_endless_file(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(root, "create", "-q", "/dev/zero")[0] == 1
+    assert "longer than 1048576 bytes" in capsys.readouterr().err
+
+
 def test_script_variable(root: Path) -> None:
     (root / "many").write_text("name = 'vm%d' % vmid\n")
     assert run(root, "create", "many", "vmid=3")[1][0][1][0][1] == ["name", "vm3"]

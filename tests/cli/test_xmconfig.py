@@ -31,11 +31,42 @@ GOOD: list[tuple[str, str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("text", "values"), [row[1:] for row in GOOD], ids=[r[0] for r in GOOD])
 def test_file(text: str, values: dict[str, Any]) -> None:
-    assert read_config(text, "f") == values
+    assert read_config(text.encode(), "f") == values
+
+
+UE = "a = 'T\u00fcr'\n"
+ENCODED: list[tuple[str, bytes, str]] = [
+    ("utf-8", UE.encode(), "T\u00fcr"),
+    ("bom", b"\xef\xbb\xbf" + UE.encode(), "T\u00fcr"),
+    ("latin-1", UE.encode("latin-1"), "T\u00fcr"),
+    ("latin-1-comment", b"# f\xfcr\n" + UE.encode("latin-1"), "T\u00fcr"),
+    ("cookie", b"# -*- coding: latin-1 -*-\n" + UE.encode("latin-1"), "T\u00fcr"),
+    ("cookie-over-utf-8", b"# coding=latin-1\n" + UE.encode(), "T\u00c3\u00bcr"),
+    ("cookie-below", b"#!/x\r\n# coding: cp1252\r\na = '\x80'\r\n", "\u20ac"),
+    ("cookie-too-late", b"a = 1\n# coding: cp437\n" + UE.encode("latin-1"), "T\u00fcr"),
+]
+
+
+@pytest.mark.parametrize(
+    ("source", "value"), [row[1:] for row in ENCODED], ids=[row[0] for row in ENCODED]
+)
+def test_encoding(source: bytes, value: str) -> None:
+    assert read_config(source, "f") == {"a": value}
+
+
+def test_line_that_the_cookie_denies_is_named() -> None:
+    source = b"# coding: utf-8\n\na = '\xfc'\n"
+    with pytest.raises(ConfigError, match=r"f:3: .*'utf-8' codec can't decode byte 0xfc"):
+        read_config(source, "f")
+
+
+def test_unknown_cookie_is_refused() -> None:
+    with pytest.raises(ConfigError, match="f: unknown encoding: klingon"):
+        read_config(b"# coding: klingon\n", "f")
 
 
 def test_variables_of_the_command_line_are_known() -> None:
-    assert read_config("name = 'vm%d' % vmid", "f", {"vmid": 3}) == {"name": "vm3"}
+    assert read_config(b"name = 'vm%d' % vmid", "f", {"vmid": 3}) == {"name": "vm3"}
 
 
 BAD = [
@@ -69,4 +100,4 @@ BAD = [
 @pytest.mark.parametrize(("text", "error"), [row[1:] for row in BAD], ids=[r[0] for r in BAD])
 def test_what_is_not_an_assignment_is_refused(text: str, error: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(error)):
-        read_config(text, "f")
+        read_config(text.encode(), "f")

@@ -14,7 +14,7 @@ from xendpy.cli.createvars import BY_NAME, VARIABLES, Variable
 from xendpy.cli.domains import child_value
 from xendpy.cli.options import CommandFailed, Invocation
 from xendpy.cli.rpc import ERROR_INVALID_DOMAIN
-from xendpy.cli.xmconfig import read_config
+from xendpy.cli.xmconfig import MAX_BYTES, read_config
 from xendpy.errors import RpcError
 
 DEFAULT_FILE = "xmdefconfig"
@@ -113,10 +113,11 @@ def _from_assignments(xm: Invocation) -> list[Any]:
     if not xm.given("quiet"):
         print(f'Using config file "{path}".', flush=True)
     try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        with path.open("rb") as file:
+            source = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise CommandFailed(f'Cannot open config file "{path}": {error.strerror}') from error
-    assigned = read_config(text, str(path), script | given)
+    assigned = read_config(source, str(path), script | given)
     vals = {
         row.name: list(row.default) if row.kind == "list" else row.default for row in VARIABLES
     }

@@ -28,26 +28,43 @@ _ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 # A width or precision of five digits, or one taken from the values.
 _WIDE: Final = re.compile(r"%[-+ #0]*[\d.]*(\d{5}|\*)")
+# PEP 263: `# -*- coding: latin-1 -*-` in the first line, or behind a first one without code.
+_COOKIE: Final = re.compile(
+    rb"(?:\xef\xbb\xbf)?(?:[ \t\f]*(?:#[^\r\n]*)?\r?\n)?[ \t\f]*#[^\r\n]*?coding[:=][ \t]*[-\w.]"
+)
 
 
-def read_config(text: str, path: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_config(
+    source: bytes, path: str, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the variables that a file assigns; `given` are known to it from the start.
 
     Raises:
         ConfigError: a line is not an assignment that is understood.
     """
-    if len(text) > MAX_BYTES:
+    if len(source) > MAX_BYTES:
         raise ConfigError(f"longer than {MAX_BYTES} bytes", path=path)
     try:
-        tree = ast.parse(text, filename=path)
+        tree = ast.parse(_decoded(source), filename=path)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = getattr(error, "lineno", None)
+        line = getattr(error, "lineno", None) or None  # 0 = the file as a whole
         reason = getattr(error, "msg", None) or str(error)
         raise ConfigError(reason, path=path, line=line) from error
     reader = _Reader(path, dict(given or {}))
     for statement in tree.body:
         reader.run(statement)
     return reader.assigned
+
+
+def _decoded(source: bytes) -> bytes | str:
+    """Return what `ast.parse` reads as it was meant; it knows UTF-8, a BOM and cookies itself."""
+    if _COOKIE.match(source):
+        return source
+    try:
+        source.decode("utf-8")
+    except UnicodeDecodeError:
+        return source.decode("latin-1")  # what Python 2.4 took a file without a cookie for
+    return source
 
 
 class _Reader:
