@@ -205,6 +205,7 @@ REFUSED = [
     ("(xend-relocation-hosts-allow '^10\\\\0\\\\5(')", 1, "no regular expression"),
     ("(xendpy-peer)", 1, "expected NAME"),
     ("(xendpy-peer a (release 5))", 1, "release must be one of"),
+    ("(xendpy-peer a (tools 16))", 1, "tools must be one of 32, 64"),
     ("(a b)\n(c\n", 3, "unexpected EOF"),
     (")", 1, "syntax error: )"),
 ]
@@ -231,9 +232,12 @@ def test_false_has_xend_s_spellings(word: str) -> None:
 
 
 def test_peers_are_rows() -> None:
-    text = "(xendpy-peer old (address 192.0.2.5) (port 8010) (release 3.1))(xendpy-peer new)"
-    config = parse(text, Path("f")).config
-    assert config.peers == (PeerRow("old", "192.0.2.5", 8010, "3.1"), PeerRow("new", "new"))
+    old = "(xendpy-peer old (address 192.0.2.5) (port 8010) (release 3.1) (tools 32))"
+    config = parse(f"{old}(xendpy-peer new)", Path("f")).config
+    assert config.peers == (
+        PeerRow("old", "192.0.2.5", 8010, "3.1", 32),
+        PeerRow("new", "new", 0, "4.2+", 64),
+    )
     assert config.peer("old") == config.peers[0]
     assert config.peer("none") is None
 

@@ -34,6 +34,7 @@ from xendpy.config_values import (
 
 PEER_OPTION = "xendpy-peer"
 RELEASES = ("3.0", "3.1", "3.2", "3.4", "4.0", "4.1", "4.2+")
+TOOL_BITS = ("32", "64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,13 @@ def option(
 
 @dataclass(frozen=True, slots=True)
 class PeerRow:
-    """`(xendpy-peer NAME (address A) (port P) (release R))`; port 0 = the usual one."""
+    """`(xendpy-peer NAME (address A) (port P) (release R) (tools BITS))`; port 0 = the usual one."""
 
     name: str
     address: str
     port: int = 0
     release: str = "4.2+"
+    tool_bits: int = 64
 
 
 class MapKind(StrEnum):
@@ -78,11 +80,12 @@ class MapKind(StrEnum):
 # Rows that may be given for one thing after the other: their form, and what they say.
 REPEATED = (
     (
-        f"{PEER_OPTION} NAME (address A) (port P) (release R)",
+        f"{PEER_OPTION} NAME (address A) (port P) (release R) (tools BITS)",
         "Another host by name, so that it needs no entry in /etc/hosts: its address, its port "
-        "(0 = xend-relocation-port), and the dialect that an old xend there understands, one of "
-        f"{' '.join(RELEASES)}. The address is NAME and the release {RELEASES[-1]} where they "
-        "are left out.",
+        "(0 = xend-relocation-port), and the dialect that an old xend there understands: its "
+        f"release, one of {' '.join(RELEASES)}, and whether its tools have 32 or 64 bits, as "
+        "`getconf LONG_BIT` says there. The address is NAME, the release is "
+        f"{RELEASES[-1]} and the tools have {TOOL_BITS[-1]} bits where they are left out.",
     ),
     (
         f"{MapKind.BRIDGE} OLD NEW",

@@ -12,6 +12,7 @@ from xendpy import sxp
 from xendpy.config import (
     PEER_OPTION,
     RELEASES,
+    TOOL_BITS,
     MapKind,
     MapRow,
     PeerRow,
@@ -131,10 +132,15 @@ class _Reader:
         name = value[1] if len(value) > 1 else None
         address = sxp.child_value(value, "address", name)
         release = sxp.child_value(value, "release", RELEASES[-1])
+        bits = sxp.child_value(value, "tools", TOOL_BITS[-1])
         if not isinstance(name, str) or not name or not isinstance(address, str):
-            raise self._error(form, PEER_OPTION, "expected NAME (address A) (port P) (release R)")
+            raise self._error(
+                form, PEER_OPTION, "expected NAME (address A) (port P) (release R) (tools BITS)"
+            )
         if release not in RELEASES:
             raise self._error(form, PEER_OPTION, f"release must be one of {', '.join(RELEASES)}")
+        if bits not in TOOL_BITS:
+            raise self._error(form, PEER_OPTION, f"tools must be one of {', '.join(TOOL_BITS)}")
         try:
             port = parse_port(sxp.child_value(value, "port", "0"))
         except ValueError as error:
@@ -142,7 +148,7 @@ class _Reader:
         if name in self.peers:
             self._warn(form, f"{PEER_OPTION} {name} is given again: the first one counts")
         else:
-            self.peers[name] = PeerRow(name, address, port, str(release))
+            self.peers[name] = PeerRow(name, address, port, str(release), int(str(bits)))
 
     def _map(self, form: sxp.Form, kind: MapKind, value: sxp.SxpList) -> None:
         match value:

@@ -32,7 +32,7 @@ def test_every_option_is_listed_with_its_origin(
         line.startswith("(xend-relocation-server no)") and line.endswith("# default")
         for line in lines
     )
-    assert "(xendpy-peer b (address b) (port 1) (release '4.2+'))" in lines
+    assert "(xendpy-peer b (address b) (port 1) (release '4.2+') (tools 64))" in lines
     assert lines.count("(xendpy-map-disk /a /b)") == 1
 
 
@@ -56,7 +56,8 @@ def test_what_is_listed_is_a_configuration_of_the_same_meaning(
     text = (
         "(xen-api-server ((9363 pam '^a$ ^b\\\\.c$')))"
         "(xend-relocation-hosts-allow '^x\\\\.y$ ^z$')"
-        "(xendpy-stall-timeout 2.5)(xend-address '\xe9\\n')(xendpy-peer p (address 192.0.2.1))"
+        "(xendpy-stall-timeout 2.5)(xend-address '\xe9\\n')"
+        "(xendpy-peer p (address 192.0.2.1) (tools 32))"
     )
     chosen = paths(tmp_path, text)
     before = load(chosen.config_file)

@@ -48,6 +48,21 @@ def image(path):
     return data[data.index(b"LibxlFmt") :]
 
 
+@pytest.mark.parametrize("to_xl_first", [True, False])
+def test_a_file_is_made_for_a_xend_with_32_bit_tools(tmp_path, to_xl_first):
+    source, narrow = unpacked(tmp_path, PV), tmp_path / "narrow"
+    if to_xl_first:
+        assert convert(source, tmp_path / "first.xl") == 0
+        source = tmp_path / "first.xl"
+    assert convert("--to", "xend", "--tools", "32", source, narrow) == 0
+    data = narrow.read_bytes()
+    head = 20 + int.from_bytes(data[16:20], "big")
+    assert data[head + 4 : head + 8] == b"\xff" * 4  # behind a p2m_size of 4 bytes: ext info
+    for name, made in (("wide.xl", unpacked(tmp_path, PV)), ("back.xl", narrow)):
+        assert convert(made, tmp_path / name) == 0
+    assert image(tmp_path / "back.xl") == image(tmp_path / "wide.xl")
+
+
 def test_bridges_are_mapped(tmp_path):
     config = tmp_path / "root/etc/xen/xend-config.sxp"
     config.parent.mkdir(parents=True)

@@ -99,7 +99,7 @@ def test_options_cross_in_the_daemon_s_units(run: Run) -> None:
     replies = {"xendpy.migrate": ID, "xendpy.migration": struct("done")}
     argv = (
         "migrate -l --max-downtime 50 --max-iterations 7 --on-no-convergence cancel --timeout 60"
-        " --bandwidth 1.5 --peer-release 4.1 --lossy --compress web1"
+        " --bandwidth 1.5 --peer-release 4.1 --peer-tools 32 --lossy --compress web1"
         " host-b"
     )
     assert run(argv, replies, calls) == 0
@@ -112,6 +112,7 @@ def test_options_cross_in_the_daemon_s_units(run: Run) -> None:
         "timeout_s": 60.0,
         "bandwidth": 3 << 19,
         "release": "4.1",
+        "tools": 32,
         "compress": True,
         "lossy": True,
     }

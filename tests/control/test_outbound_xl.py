@@ -266,6 +266,17 @@ async def test_a_xend_gets_the_pages_while_the_guest_runs(host):
 
 
 @pytest.mark.parametrize("live", [True, False])
+async def test_a_xend_with_32_bit_tools_gets_numbers_of_32_bits(host, live):
+    host.start()
+    with XendReceiver(tools=32) as old:
+        with pytest.raises(MigrationError, match="Restore failed"):
+            await host.send(old.port, live=live, release="4.2+")
+        outcome, _ = await host.send(old.port, live=live, release="4.2+", tool_bits=32)
+    assert outcome is Outcome.MOVED
+    assert sorted(old.received[0].pages) == list(range(40))
+
+
+@pytest.mark.parametrize("live", [True, False])
 async def test_what_a_xend_cannot_restore_is_left_out_only_if_asked(host, live, caplog):
     caplog.set_level(logging.INFO)
     host.start()

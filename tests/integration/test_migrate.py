@@ -362,6 +362,27 @@ def test_to_an_old_xend_of_each_release(here: Host, release: str) -> None:
     assert received.pages == expected_pages(release)
 
 
+def test_to_an_old_xend_with_32_bit_tools(here: Host) -> None:
+    image = streams.pv_image(release="3.1", width=4, guest_width=4, p2m_size=256)
+    wire = streams.envelope(streams.config("web32")) + image.wire
+    assert Sender((here.address, here.port)).migrate(wire).succeeded
+    until(here.guests, "the guest rests here")
+    with XendReceiver("3.1", tools=32) as old:
+        old_host(here, XendReceiver("3.1", port=old.port))
+        done = here.xm("migrate", "web32", "oldhost", check=False)
+        assert "tools 32 is for receivers of 32 bits, as its sender was" in done.stderr
+        assert (here.guests(), here.in_doubt(), old.received) == (["web32"], [], [])
+        said = here.xm("migrate", "--dry-run", "--peer-tools=32", "web32", "oldhost").stdout
+        assert "spoken to as 3.1 with 32-bit tools" in said
+        old_host(here, old)
+        here.xm("migrate", "web32", "oldhost")
+    assert here.guests() == []
+    (received,) = old.received
+    assert received.pages == {
+        pfn: hashlib.sha256(page).hexdigest() for pfn, page in image.memory.items()
+    }
+
+
 def test_what_an_older_xen_does_not_know_is_not_sent_to_it(here: Host) -> None:
     name = rest(here)  # it has xsave state, which came with 4.1
     with XendReceiver("3.4") as old:

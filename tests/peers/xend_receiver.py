@@ -17,6 +17,7 @@ from typing import Any
 from tests.drive import Recorder, drive_bytes
 from xendpy.errors import StreamTruncated
 from xendpy.guest.domain import DomainConfig
+from xendpy.stream.records import StreamStart
 from xendpy.stream.xend import decode_body, read_envelope
 
 READY = b"(ready receive)\n"
@@ -29,6 +30,10 @@ HELP = {
     "4.1": b"(ok (help quit receive sslreceive))\n",
     "4.4": b"(ok (help quit receive sslreceive))\n",
 }
+
+
+class OtherWidth(Exception):
+    """The stream is for tools of another width."""
 
 
 @dataclass
@@ -47,7 +52,8 @@ class XendReceiver:
 
     `behaviour`: "ok" restores; "refuse" says err right after the first bytes, closes, and reads
     no further; "err" says err after the whole stream; "silent" reads it all and never answers;
-    "close" reads it all and closes without a word. `tls`: it listens for sslreceive.
+    "close" reads it all and closes without a word. `tls`: it listens for sslreceive. `tools`: how
+    many bits they have; it can make nothing of a stream for the others.
     """
 
     release: str = "4.4"
@@ -57,6 +63,7 @@ class XendReceiver:
     received: list[Received] = field(default_factory=list)
     port: int = 0
     tls: ssl.SSLContext | None = None
+    tools: int = 64
 
     def __enter__(self) -> XendReceiver:
         self._listener = socket.create_server((self.address, 0))
@@ -77,6 +84,8 @@ class XendReceiver:
         """Return the configuration's line about this host."""
         release = "4.2+" if self.release == "4.4" else self.release
         where = f"(address {self.address}) (port {self.port}) (release {release})"
+        if self.tools != 64:
+            where += f" (tools {self.tools})"
         return f"(xendpy-peer {name} {where})\n"
 
     def _serve(self) -> None:
@@ -119,7 +128,7 @@ class XendReceiver:
             payload += piece
         try:
             self.received.append(self._restore(bytes(payload)))
-        except StreamTruncated:
+        except (StreamTruncated, OtherWidth):
             self._error(sock)
             return
         if self.behaviour == "ok":
@@ -139,6 +148,9 @@ class XendReceiver:
         config = DomainConfig.parse(envelope.config_bytes)
         _, length = drive_bytes(decode_body(config.guest_type), payload[offset:], sink)
         assert offset + length == len(payload), "bytes follow the end of the stream"
+        (start,) = [record for record in sink.records if isinstance(record, StreamStart)]
+        if start.tool_width * 8 != self.tools:
+            raise OtherWidth
         return Received(payload, config, digests(sink), list(sink.records))
 
 

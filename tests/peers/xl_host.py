@@ -78,13 +78,16 @@ class XlHost:
         *,
         live: bool = True,
         release: str = "",
+        tool_bits: int = 0,
         lossy: bool = False,
         config: DomainConfig | None = None,
     ) -> Outgoing:
         (summary,) = self.hypervisor.domains()
         assert summary.domid is not None
         domain = Domain(domid=summary.domid, uuid=summary.uuid, name=summary.name)
-        peer = choose_peer(self.config, "127.0.0.1", port=port, release=release)
+        peer = choose_peer(
+            self.config, "127.0.0.1", port=port, release=release, tool_bits=tool_bits
+        )
         plan = MigrationPlan(live=live, verdict_timeout_s=20.0, lossy=lossy)
         order = Order(domain, config or summary.config, peer, plan)
         return self.sender.begin(new_id(), order)

@@ -92,6 +92,56 @@ REFUSED = [
 ]
 
 
+FROM_32 = StreamStart(guest_type=GuestType.PV, format="", tool_width=4, p2m_size=64)
+ASKS = "a stream for Xen 3.1 (tools 32 is for receivers of 32 bits"
+REFUSED_BY_WIDTH = [
+    ("narrow", 8, pv(guest_width=4, pt_levels=3), f"a 32-bit guest of 64-bit tools in {ASKS})"),
+    (
+        "narrow-from-narrow",
+        8,
+        [FROM_32, *pv(guest_width=4, pt_levels=3)[1:]],
+        f"a 32-bit guest of 64-bit tools in {ASKS}, as its sender was)",
+    ),
+    ("wide", 4, pv(), "a 64-bit guest of 32-bit tools in a stream for Xen 3.1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("width", "records", "text"),
+    [row[1:] for row in REFUSED_BY_WIDTH],
+    ids=[row[0] for row in REFUSED_BY_WIDTH],
+)
+def test_guest_of_another_width_is_refused_before_its_pages(
+    width: int, records: list[Record], text: str
+) -> None:
+    encoder = LegacyEncoder(DIALECTS["3.1"], GuestType.PV, width)
+    list(encoder.encode(records[0]))
+    with pytest.raises(UnsupportedStream) as caught:
+        list(encoder.encode(records[1]))
+    assert caught.value.feature == text
+
+
+def test_toolstack_s_structures_are_not_for_narrower_tools() -> None:
+    encoder = LegacyEncoder(DIALECTS["4.2"], GuestType.HVM, 4)
+    list(encoder.encode(start(GuestType.HVM)))
+    with pytest.raises(UnsupportedStream, match="TOOLSTACK of 64-bit tools"):
+        list(encoder.encode(Toolstack(b"")))
+
+
+@pytest.mark.parametrize(
+    ("release", "guest_width"), [("3.0", 4), ("3.1", 4), ("3.2", 8), ("4.4", 4)]
+)
+def test_golden_head_of_32_bit_tools(release: str, guest_width: int) -> None:
+    encoder = LegacyEncoder(DIALECTS[release], GuestType.PV, 4)
+    info = PvInfo(guest_width=guest_width, pt_levels={4: 3, 8: 4}[guest_width])
+    records = [FROM_32, info, P2mFrames(0, 63, np.array([5], np.uint64)), pages([7], 0x9)]
+    wire = b"".join(piece for record in records for piece in encoder.encode(record))
+    old = release in ("3.0", "3.1")
+    ext = b"" if old else streams.ext_info(guest_width, width=4, extv=False)
+    head, tail = bytes.fromhex("40000000"), bytes.fromhex("05000000 01000000 07000090")
+    assert wire == head + ext + tail + bytes(4096)
+
+
 @pytest.mark.parametrize(
     ("release", "records", "text"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
 )

@@ -56,6 +56,7 @@ def _listing(loaded: LoadedConfig) -> Iterator[str]:
             ["address", peer.address],
             ["port", peer.port],
             ["release", peer.release],
+            ["tools", peer.tool_bits],
         ]
         yield sxp.show(row_value)
 

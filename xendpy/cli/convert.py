@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the release of Xen whose xend is to restore it, 3.0 to 4.4 (default 4.4)",
     )
     parser.add_argument(
+        "--tools",
+        choices=("32", "64"),
+        metavar="BITS",
+        help="how wide the tools of that xend are, 32 or 64 bits: what `getconf LONG_BIT` says "
+        "there (default 64); given with --to xend, a file of xend's own is written anew for them",
+    )
+    parser.add_argument(
         "--lossy",
         action="store_true",
         help="leave the vcpus' model-specific registers out, which no xend can restore",
@@ -47,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from xendpy.config_file import load
     from xendpy.errors import XendError
     from xendpy.hypervisor.xlrules import GuestRules
-    from xendpy.migration.convert_file import Format, convert_file
+    from xendpy.migration.convert_file import Format, Receiver, convert_file
     from xendpy.paths import Paths
     from xendpy.stream.legacy_dialect import DIALECTS
 
@@ -57,9 +64,12 @@ def run(args: argparse.Namespace) -> int:
             args.source,
             args.target,
             to=Format(args.to) if args.to else None,
-            dialect=DIALECTS[args.release],
+            receiver=Receiver(
+                dialect=DIALECTS[args.release],
+                tool_width=int(args.tools) // 8 if args.tools else None,
+                lossy=args.lossy,
+            ),
             rules=replace(GuestRules.of(config), confined=False),
-            lossy=args.lossy,
         )
     except XendError as error:
         print(f"Error: {args.source}: {error}", file=sys.stderr)

@@ -31,6 +31,7 @@ _LIMITS: Final = (
     ("timeout", "timeout_s", float),
     ("bandwidth", "bandwidth", lambda text: int(float(text) * (1 << 20))),
     ("peer-release", "release", str),
+    ("peer-tools", "tools", int),
     ("streams", "streams", int),
 )
 _CHOICES: Final = ("compress", "lossy")

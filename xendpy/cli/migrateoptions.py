@@ -27,6 +27,12 @@ MIGRATE_OPTIONS: Final = (
         help="What an old xend at the target is: 3.1, 3.2, 3.4, 4.0, 4.1 or 4.2+.",
     ),
     Option(
+        long="peer-tools",
+        metavar="BITS",
+        help="How wide the tools of that xend are, 32 or 64 bits: what `getconf LONG_BIT` says "
+        "there.",
+    ),
+    Option(
         long="lossy",
         help="Leave out what no old xend can restore of a guest from Xen 4.6 or newer: its "
         "vcpus' model-specific registers.",

@@ -37,11 +37,18 @@ class Order:
 
 
 def choose_peer(
-    config: XendConfig, name: str, *, port: int = 0, release: str = "", tls: bool | None = None
+    config: XendConfig,
+    name: str,
+    *,
+    port: int = 0,
+    release: str = "",
+    tool_bits: int = 0,
+    tls: bool | None = None,
 ) -> Peer:
     """Return where `name` is: a row of the configuration, else whatever the resolver says.
 
-    `tls` None = as the configuration says. A row's port is that of the plain protocol.
+    `release` empty, `tool_bits` 0, `tls` None = as the configuration says. A row's port is that
+    of the plain protocol.
     """
     row = config.peer(name)
     secure = tls if tls is not None else config.relocation_ssl or config.relocation_require_tls
@@ -52,6 +59,7 @@ def choose_peer(
         port=port or usual,
         tls=secure,
         release=release or (row.release if row else NEWEST_RELEASE),
+        tool_bits=tool_bits or (row.tool_bits if row else 64),
     )
 
 
@@ -155,8 +163,8 @@ class Dialler:
 
 
 def _about_xend(order: Order, offered: frozenset[str]) -> list[Check]:
-    release = order.peer.release
-    checks = [Check("protocol", Status.WARNING, f"the peer is a xend, spoken to as {release}")]
+    spoken = f"{order.peer.release} with {order.peer.tool_bits}-bit tools"
+    checks = [Check("protocol", Status.WARNING, f"the peer is a xend, spoken to as {spoken}")]
     if "receive" not in offered:
         checks.append(Check("protocol", Status.FAILED, "the peer receives no guests"))
     if order.peer.tls:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from xendpy.config import TOOL_BITS
 from xendpy.errors import DomainError
 from xendpy.migration.precopy import OnNoConvergence, PrecopyLimits
 from xendpy.relocation.stripes import MAX_STREAMS
@@ -12,11 +13,15 @@ from xendpy.relocation.stripes import MAX_STREAMS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrateOptions:
-    """What our own `xm migrate` can ask for beyond xend's; bandwidth in bytes/s, 0 = any."""
+    """What our own `xm migrate` can ask for beyond xend's; bandwidth in bytes/s, 0 = any.
+
+    `release` empty, `tool_bits` 0 = as the peer's row says.
+    """
 
     limits: PrecopyLimits = field(default_factory=PrecopyLimits)
     bandwidth_bytes_per_s: int = 0
     release: str = ""
+    tool_bits: int = 0
     compress: bool = False
     streams: int = 1
     lossy: bool = False
@@ -30,7 +35,7 @@ class MigrateOptions:
         """
         known = {
             "max_downtime_s", "max_iterations", "timeout_s", "on_no_convergence", "bandwidth",
-            "release", "compress", "streams", "lossy",
+            "release", "tools", "compress", "streams", "lossy",
         }  # fmt: skip
         unknown = set(value) - known
         if unknown:
@@ -47,6 +52,7 @@ class MigrateOptions:
                 limits=limits,
                 bandwidth_bytes_per_s=int(value.get("bandwidth", 0)),
                 release=str(value.get("release", "")),
+                tool_bits=int(value.get("tools", 0)),
                 compress=bool(value.get("compress", False)),
                 streams=int(value.get("streams", 1)),
                 lossy=bool(value.get("lossy", False)),
@@ -57,4 +63,7 @@ class MigrateOptions:
             raise DomainError("", "downtime, iterations and timeout must be positive")
         if not 0 < options.streams <= MAX_STREAMS:
             raise DomainError("", f"{options.streams} streams, expected 1 to {MAX_STREAMS}")
+        if "tools" in value and str(options.tool_bits) not in TOOL_BITS:
+            expected = " or ".join(TOOL_BITS)
+            raise DomainError("", f"tools of {options.tool_bits} bits, expected {expected}")
         return options

@@ -199,7 +199,13 @@ class Sender:
                 f"{order.peer.name} is no xendpy host: a test guest can run nowhere else"
             )
         spoken = dialect(order.peer.release)
-        source, encoder = _spoken(source, spoken, xsave_bytes, lossy=order.plan.lossy)
+        source, encoder = _spoken(
+            source,
+            spoken,
+            xsave_bytes,
+            tool_width=order.peer.tool_bits // 8,
+            lossy=order.plan.lossy,
+        )
         return send_to_xend(self._transfer(outgoing, channel, source, encoder))
 
     def _send_to_xendpy(self, outgoing: Outgoing, channel: Channel, source: Source) -> Outcome:
@@ -239,20 +245,25 @@ def _takes_libxl(answer: str) -> bool:
 
 
 def _spoken(
-    source: Source, spoken: Dialect | None, xsave_bytes: int | None = None, *, lossy: bool
+    source: Source,
+    spoken: Dialect | None,
+    xsave_bytes: int | None = None,
+    *,
+    tool_width: int = 8,
+    lossy: bool,
 ) -> tuple[Source, Encoder]:
     """Return the source as its peer understands it, and what writes its records.
 
-    `spoken` None = the peer takes a toolstack's own records.
+    `spoken` None = the peer takes a toolstack's own records. Xendpy hosts take either width.
     """
     guest_type = source.config.guest_type
     if has_pages(source):
-        return source, LegacyEncoder(spoken or dialect(NEWEST_RELEASE), guest_type)
+        return source, LegacyEncoder(spoken or dialect(NEWEST_RELEASE), guest_type, tool_width)
     records = cast(RecordSource, source)
     if spoken is None:
         return records, NativeEncoder(records)
     legacy = LegacySource(records, spoken, xsave_bytes, lossy=lossy)
-    return legacy, LegacyEncoder(spoken, guest_type)
+    return legacy, LegacyEncoder(spoken, guest_type, tool_width)
 
 
 def _wake(channel: Channel, source: Source) -> None:

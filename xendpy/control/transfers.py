@@ -153,6 +153,7 @@ class Transfers:
             request.destination,
             port=request.port,
             release=options.release,
+            tool_bits=options.tool_bits,
             tls=request.tls,
         )
         sent = guest.config

@@ -23,6 +23,7 @@ from xendpy.migration.saved_file import FileSink, existing_file, new_file
 from xendpy.stream import libxl
 from xendpy.stream.convert import Conversion, Survey, to_legacy, to_modern
 from xendpy.stream.legacy_dialect import Dialect
+from xendpy.stream.legacy_encode import LegacyEncoder
 from xendpy.stream.libxl import LibxlEncoder, XlHeader, encode_xl_header, read_xl_header
 from xendpy.stream.sniff import REQUEST, FileKind, kind_of
 from xendpy.stream.steps import Steps
@@ -48,6 +49,19 @@ class Converted:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receiver:
+    """The xend that is to restore a file.
+
+    `tool_width` None = nobody has said: 8, and its own files need no rewriting. `lossy`: leave
+    out the vcpus' MSRs.
+    """
+
+    dialect: Dialect
+    tool_width: int | None = None
+    lossy: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class _Opened:
     # A save file whose head has been read; `image` decodes what follows, once each.
@@ -62,9 +76,8 @@ def convert_file(
     target: Path,
     *,
     to: Format | None,
-    dialect: Dialect,
+    receiver: Receiver,
     rules: GuestRules,
-    lossy: bool = False,
 ) -> Converted:
     """Write `source` as the other format, or as `to`; the target appears whole or not at all.
 
@@ -86,7 +99,7 @@ def convert_file(
             if wanted is Format.XL:
                 _to_xl(fd, opened, write, rules)
             else:
-                notes = _to_xend(fd, opened, write, dialect, lossy=lossy)
+                notes = _to_xend(fd, opened, write, receiver)
     return Converted(config=opened.config, format=wanted, notes=tuple(notes))
 
 
@@ -127,11 +140,16 @@ def _to_xl(fd: int, opened: _Opened, write: Write, rules: GuestRules) -> None:
     drive(opened.image(), FileSource(fd), conversion)
 
 
-def _to_xend(
-    fd: int, opened: _Opened, write: Write, dialect: Dialect, *, lossy: bool
-) -> list[str]:
+def _to_xend(fd: int, opened: _Opened, write: Write, receiver: Receiver) -> list[str]:
+    dialect, tool_width = receiver.dialect, receiver.tool_width or 8
     if not opened.is_modern:
-        raise StreamError("the image is xend's already", format=str(opened.kind))
+        if receiver.tool_width is None:
+            raise StreamError("the image is xend's already", format=str(opened.kind))
+        encoder = LegacyEncoder(dialect, opened.config.guest_type, tool_width)
+        write([encode_envelope(opened.config)])
+        same = Conversion(lambda record: iter((record,)), encoder, write)
+        drive(opened.image(), FileSource(fd), same)
+        return []
     if opened.config.image()[:1] == ["pvh"]:
         raise UnsupportedStream("a PVH guest in a stream for a xend")
     start = os.lseek(fd, 0, os.SEEK_CUR)
@@ -139,7 +157,9 @@ def _to_xend(
     drive(opened.image(), FileSource(fd), survey)
     os.lseek(fd, start, os.SEEK_SET)
     write([encode_envelope(opened.config)])
-    conversion, notes = to_legacy(survey.facts(), dialect, write, lossy=lossy)
+    conversion, notes = to_legacy(
+        survey.facts(), dialect, write, tool_width=tool_width, lossy=receiver.lossy
+    )
     drive(opened.image(), FileSource(fd), conversion)
     if opened.config.guest_type is GuestType.HVM:
         notes.append("no xend's device model can load the state of qemu-xen")

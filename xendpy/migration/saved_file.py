@@ -109,7 +109,8 @@ def native_format(source: PageSource | RecordSource) -> tuple[bytes, Encoder]:
     """Return what goes before a guest's records in a file, and what writes them.
 
     xend's format where we write the guest ourselves; a toolstack's own where it does, so that
-    it can restore the file without us, and nothing of its state is lost.
+    it can restore the file without us, and nothing of its state is lost. xend's is one of 64-bit
+    tools, whoever sent the guest: nobody says which host the file is for; `xm convert` does.
     """
     guest_type = source.config.guest_type
     if has_pages(source):

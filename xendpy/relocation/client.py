@@ -26,6 +26,7 @@ RELEASES = ("3.0", "3.1", "3.2", "3.4", "4.0", "4.1", "4.2+")
 class Peer:
     """Where to dial: `name` is what the user typed, `release` the xend dialect to speak.
 
+    `tool_bits`: 32 or 64, how wide the tools of a xend are, and with them its stream's numbers.
     `tls`: over TLS, whose certificate must then be for `name` or `address`.
     """
 
@@ -33,6 +34,7 @@ class Peer:
     address: str
     port: int
     release: str = "4.2+"
+    tool_bits: int = 64
     tls: bool = False
 
 

@@ -81,12 +81,14 @@ def to_legacy(
     dialect: Dialect,
     write: Write,
     *,
+    tool_width: int = 8,
     lossy: bool = False,
 ) -> tuple[Conversion, list[str]]:
     """Convert a v2 or libxl stream; the list fills with a note for each thing left out.
 
-    CPUID and MSR policies are left out always, vcpus' MSRs only if `lossy`.
+    `tool_width`: of the receiver's tools, 4 or 8 bytes. CPUID and MSR policies are left out
+    always, vcpus' MSRs only if `lossy`.
     """
     translator = ModernToLegacy(facts, dialect, lossy=lossy)
-    encoder = LegacyEncoder(dialect, facts.guest_type)
+    encoder = LegacyEncoder(dialect, facts.guest_type, tool_width)
     return Conversion(translator.translate, encoder, write), translator.notes

@@ -77,7 +77,7 @@ class LegacyEncoder:
 
     The pieces that `encode` yields must be sent before the next record is asked for: pages are
     the views of the record, not copies. What a receiver of the dialect could not take raises
-    UnsupportedStream with its name.
+    UnsupportedStream with its name. `tool_width`: of the receiver's tools, 4 or 8 bytes.
     """
 
     def __init__(self, dialect: Dialect, guest_type: GuestType, tool_width: int = 8) -> None:
@@ -86,6 +86,7 @@ class LegacyEncoder:
         self._dialect = dialect
         self._guest_type = guest_type
         self._width = tool_width
+        self._sender_width = tool_width
         self._order = RecordOrder(LEGACY[guest_type], LEGACY_ONCE)
         self._p2m_size = 0
         self._info: PvInfo | None = None
@@ -131,8 +132,8 @@ class LegacyEncoder:
         self._order.encoding(type(record))
         yield from self._encoders[type(record)](record)
 
-    def _refuse(self, what: str) -> UnsupportedStream:
-        return UnsupportedStream(f"{what} in a stream for Xen {self._dialect.release}")
+    def _refuse(self, what: str, hint: str = "") -> UnsupportedStream:
+        return UnsupportedStream(f"{what} in a stream for Xen {self._dialect.release}{hint}")
 
     def _chunk(self, chunk: Chunk) -> bytes:
         if not self._dialect.knows(chunk):
@@ -145,12 +146,14 @@ class LegacyEncoder:
         if record.p2m_size > self._dialect.max_p2m_size:
             raise self._refuse(f"a guest of {record.p2m_size:#x} pages")
         self._p2m_size = record.p2m_size
+        self._sender_width = record.tool_width
         yield UL[self._width].pack(record.p2m_size)
 
     def _pv_info(self, record: PvInfo) -> Wire:
         width = record.guest_width
         if width != self._width and not self._dialect.mixed_widths:
-            raise self._refuse(f"a {8 * width}-bit guest of {8 * self._width}-bit tools")
+            what = f"a {8 * width}-bit guest of {8 * self._width}-bit tools"
+            raise self._refuse(what, self._hint() if width == 4 else "")
         if record.extended and not self._dialect.extended:
             raise self._refuse("the extended vcpu context")
         if record.xsave_bytes is not None and not self._dialect.xsave:
@@ -167,6 +170,10 @@ class LegacyEncoder:
             blocks.append(_ext_block(b"xcnt", U32.pack(record.xsave_bytes)))
         body = b"".join(blocks)
         yield UL[self._width].pack((1 << 8 * self._width) - 1) + U32.pack(len(body)) + body
+
+    def _hint(self) -> str:
+        came = ", as its sender was" if self._sender_width == 4 else ""
+        return f" (tools 32 is for receivers of 32 bits{came})"
 
     def _has_ext_info(self, record: PvInfo, context: bytes) -> bool:
         if self._dialect.always_ext_info:
@@ -210,6 +217,8 @@ class LegacyEncoder:
     def _keep_toolstack(self, record: Toolstack) -> Wire:
         if not self._dialect.knows(Chunk.TOOLSTACK):
             raise self._refuse(Chunk.TOOLSTACK.name)
+        if self._width < self._sender_width:  # its structures are those of the tools
+            raise self._refuse(f"{Chunk.TOOLSTACK.name} of {8 * self._sender_width}-bit tools")
         self._toolstack = record.blob
         return iter(())
 
