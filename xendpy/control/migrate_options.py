@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from xendpy.config import TOOL_BITS
+from xendpy.config import RELEASES, TOOL_BITS
 from xendpy.errors import DomainError
 from xendpy.migration.precopy import OnNoConvergence, PrecopyLimits
 from xendpy.relocation.stripes import MAX_STREAMS
@@ -63,6 +63,9 @@ class MigrateOptions:
             raise DomainError("", "downtime, iterations and timeout must be positive")
         if not 0 < options.streams <= MAX_STREAMS:
             raise DomainError("", f"{options.streams} streams, expected 1 to {MAX_STREAMS}")
+        if options.release not in ("", *RELEASES):
+            expected = ", ".join(RELEASES)
+            raise DomainError("", f"release {options.release}, expected one of {expected}")
         if "tools" in value and str(options.tool_bits) not in TOOL_BITS:
             expected = " or ".join(TOOL_BITS)
             raise DomainError("", f"tools of {options.tool_bits} bits, expected {expected}")
