@@ -10,7 +10,8 @@ from xendpy.control.new_config import new_config
 from xendpy.errors import DomainError
 from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor.xlboot import XlBoot, read_boot
-from xendpy.hypervisor.xlconfig import to_cfg, to_json
+from xendpy.hypervisor.xlcfg import to_cfg
+from xendpy.hypervisor.xlconfig import to_json
 from xendpy.hypervisor.xlguest import read_guest
 from xendpy.hypervisor.xlrules import GuestRules
 from xendpy.hypervisor.xlsxp import parse_json

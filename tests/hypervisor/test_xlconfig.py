@@ -11,7 +11,8 @@ from xendpy.config import MapKind, MapRow
 from xendpy.config_file import parse
 from xendpy.errors import ConfigError, DomainError, StreamError
 from xendpy.guest.domain import DomainConfig, GuestType
-from xendpy.hypervisor.xlconfig import as_created, to_cfg, to_json
+from xendpy.hypervisor.xlcfg import to_cfg
+from xendpy.hypervisor.xlconfig import as_created, to_json
 from xendpy.hypervisor.xldisk import XlDisk, read_disk
 from xendpy.hypervisor.xlguest import XlType, read_guest
 from xendpy.hypervisor.xlrules import GuestRules
@@ -305,6 +306,28 @@ def test_a_text_cannot_leave_its_quotes():
     config = guest().encode().replace(b"(args 'ro')", b"(args 'a\"; disk=\\\\')")
     text = to_cfg(read_guest(DomainConfig.parse(config), replace(RULES, confined=False)))
     assert 'cmdline = "a\\"; disk=\\\\"\n' in text
+
+
+@pytest.mark.parametrize(
+    ("was", "said", "text"),
+    [
+        ("secret", "'x,vnclisten=0.0.0.0'", "vfb vncpasswd cannot be told to xl"),
+        ("secret", "'x\"'", "vfb vncpasswd cannot be told to xl"),
+        ("secret", "'x\ny=1'", "vfb vncpasswd cannot be told to xl"),
+        ("/etc/xen/scripts/vif-bridge", "'/opt/vif,backend=web2'", "vif script cannot be told"),
+    ],
+)
+def test_no_value_becomes_an_option(was, said, text):
+    assert PV.count(was) == 1
+    own = replace(RULES, confined=False)
+    with pytest.raises(DomainError, match=text):
+        to_cfg(built(PV.replace(was, said), own))
+
+
+def test_a_line_break_begins_no_setting():
+    raw = PV.replace("'root=/dev/xvda1 ro'", "'ro\ndevice_model_override = /tmp/x'")
+    text = to_cfg(built(raw))
+    assert 'cmdline = "ro\\ndevice_model_override = /tmp/x"\n' in text
 
 
 @pytest.mark.parametrize(

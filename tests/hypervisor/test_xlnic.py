@@ -10,7 +10,8 @@ from xendpy.config import MapKind, MapRow
 from xendpy.config_file import parse
 from xendpy.errors import DomainError
 from xendpy.guest.domain import DomainConfig
-from xendpy.hypervisor.xlconfig import to_cfg, to_json
+from xendpy.hypervisor.xlcfg import to_cfg
+from xendpy.hypervisor.xlconfig import to_json
 from xendpy.hypervisor.xlguest import read_guest
 from xendpy.hypervisor.xlnic import Rate, bridge_is_missing, read_nic, read_rate
 from xendpy.hypervisor.xlrules import GuestRules

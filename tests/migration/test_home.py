@@ -9,6 +9,7 @@ import pytest
 from tests import streams
 from xendpy.errors import DomainExists
 from xendpy.guest.domain import DomainConfig
+from xendpy.guest.origin import is_received
 from xendpy.migration.home import home_of, settle, with_home
 
 PLAIN = DomainConfig.parse(streams.config("web1"))
@@ -30,6 +31,7 @@ def test_only_what_says_so_is_managed_here() -> None:
     settle(home_of(MOVES), kept.append)
     assert [config.uuid for config in kept] == [PLAIN.uuid]
     assert home_of(kept[0]) == ""
+    assert is_received(kept[0])
 
 
 @pytest.mark.parametrize("error", [OSError(28, "no space left"), DomainExists("web1", "taken")])

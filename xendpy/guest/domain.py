@@ -203,7 +203,8 @@ class DomainSummary:
 
     `domid` is None for a guest that is not live here. `note` is a line for the operator (in
     doubt, partial ...), empty when there is nothing to say. `at_rest`: the driver keeps it and
-    has no vcpu running for it, whatever a pause would say.
+    has no vcpu running for it, whatever a pause would say. `received`: another host sent it, or a
+    save file held it; its configuration is a claim (see origin).
     """
 
     domid: int | None
@@ -219,6 +220,7 @@ class DomainSummary:
     config: DomainConfig
     note: str = ""
     at_rest: bool = False
+    received: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -293,6 +293,7 @@ def summary(guest: Resting | Executing | Incoming) -> DomainSummary:
         config=config,
         note=note,
         at_rest=isinstance(guest, Resting),
+        received=True,  # all but test guests were, and those have no paths to be confined
     )
 
 

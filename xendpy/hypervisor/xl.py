@@ -15,14 +15,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from xendpy.errors import DomainStateError, HypervisorError
+from xendpy.errors import DomainError, DomainStateError, HypervisorError
 from xendpy.guest.domain import Domain, DomainConfig, DomainState
+from xendpy.guest.origin import is_received
 from xendpy.hypervisor import xlleft
 from xendpy.hypervisor.durable import Durable
 from xendpy.hypervisor.statelock import StateLock, host_id
 from xendpy.hypervisor.storedimage import PartialGuest
 from xendpy.hypervisor.xladmission import Admission, Incoming
-from xendpy.hypervisor.xlconfig import as_created, to_cfg, to_json
+from xendpy.hypervisor.xlcfg import to_cfg
+from xendpy.hypervisor.xlconfig import as_created, to_json
 from xendpy.hypervisor.xlguest import read_guest
 from xendpy.hypervisor.xlguests import as_domain
 from xendpy.hypervisor.xlholds import XlHolds, before
@@ -157,6 +159,7 @@ class XlHypervisor(XlHolds):
             migration_id=incoming.migration_id,
             start_time_s=time.time(),
             spool=kept,
+            received=True,
         )
         try:
             self._notes.put(note)
@@ -181,8 +184,15 @@ class XlHypervisor(XlHolds):
             self._tool.run(["destroy", str(guest.domid)])
 
     def create(self, config: DomainConfig) -> Domain:
-        """Build a new guest, paused; the operator's paths are the operator's business."""
-        guest = read_guest(config, replace(self._rules, confined=False))
+        """Build a new guest, paused; the operator's paths are the operator's business.
+
+        Not so those of a configuration that came from another host.
+        """
+        received = is_received(config)
+        rules = replace(self._rules, confined=self._rules.confined and received)
+        guest = read_guest(config, rules)
+        if guest.boot.note and not guest.boot.bootloader:
+            raise DomainError(config.name, guest.boot.note)
         with tempfile.NamedTemporaryFile("w", prefix="xendpy-", suffix=".cfg") as file:
             file.write(to_cfg(guest))
             file.flush()
@@ -194,6 +204,7 @@ class XlHypervisor(XlHolds):
                 uuid=domain.uuid,
                 raw=as_created(config).encode().decode("latin-1"),
                 start_time_s=time.time(),
+                received=received,
             )
         )
         return domain

@@ -1,13 +1,12 @@
-"""A guest as libxl's JSON, for the header of a save file, and as an xl.cfg, for `xl create`.
+"""A guest as libxl's JSON, for the header of a save file.
 
-Sources: libxl_types.idl and xl.cfg(5), Xen 4.17. Only what differs from libxl's defaults is
+Source: libxl_types.idl, Xen 4.17. Only what differs from libxl's defaults is
 written, as libxl itself does: a JSON of Xen 4.17 is then read by later releases as well.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from xendpy import sxp
@@ -79,14 +78,15 @@ def _build_info(guest: XlGuest) -> Json:
         info["localtime"] = "True"
     sched = {"weight": guest.weight, "cap": guest.cap}
     info["sched_params"] = {key: value for key, value in sched.items() if value}
-    info.update(_boot(guest.boot))
+    info.update(boot_values(guest.boot))
     if guest.type is XlType.HVM:
         info.update(_hvm_build_info(guest))
     info[f"type.{guest.type}"] = _hvm(guest) if guest.type is XlType.HVM else {}
     return info
 
 
-def _boot(boot: XlBoot) -> Json:
+def boot_values(boot: XlBoot) -> Json:
+    """Return what boots the guest, by the names that libxl and xl.cfg have in common."""
     named = {
         "kernel": boot.kernel,
         "cmdline": boot.cmdline,
@@ -99,8 +99,8 @@ def _boot(boot: XlBoot) -> Json:
 
 def _hvm_build_info(guest: XlGuest) -> Json:
     info: Json = {"device_model_version": guest.device_model.replace("-", "_")}
-    if video_mib := _video_mib(guest, guest.device_model):
-        info["video_memkb"] = video_mib << 10
+    if mib := video_mib(guest, guest.device_model):
+        info["video_memkb"] = mib << 10
     if guest.shadow_mib:
         info["shadow_memkb"] = guest.shadow_mib << 10
     if guest.rtc_timeoffset:
@@ -110,7 +110,7 @@ def _hvm_build_info(guest: XlGuest) -> Json:
     return {**info, **_switches(guest, COMMON_SWITCHES)}
 
 
-def _video_mib(guest: XlGuest, device_model: str) -> int:
+def video_mib(guest: XlGuest, device_model: str) -> int:
     """Return the video memory; 0 = libxl's default, where qemu-xen takes no less than that."""
     least_mib = LEAST_VIDEO_MIB[guest.stdvga] if device_model == UPSTREAM else 0
     return guest.video_mib if guest.video_mib >= least_mib else 0
@@ -173,11 +173,6 @@ def _flag(value: bool) -> str:
     return "True" if value else "False"
 
 
-def to_cfg(guest: XlGuest) -> str:
-    """Return the text of an xl.cfg."""
-    return "".join(f"{key} = {value}\n" for key, value in _cfg(guest))
-
-
 def as_created(config: DomainConfig) -> DomainConfig:
     """Return the configuration of a guest that `to_cfg` has started, for those it moves to."""
     if config.image()[:1] != ["hvm"]:
@@ -190,113 +185,3 @@ def as_created(config: DomainConfig) -> DomainConfig:
 
 def _is(item: sxp.SxpValue, key: str) -> bool:
     return isinstance(item, list) and item[:1] == [key]
-
-
-def _cfg(guest: XlGuest) -> Iterator[tuple[str, str]]:
-    yield "name", _quoted(guest.name)
-    yield "uuid", _quoted(guest.uuid)
-    yield "type", _quoted(guest.type)
-    yield "memory", str(guest.memory_mib)
-    yield "maxmem", str(guest.maxmem_mib)
-    yield "vcpus", str(guest.online_vcpus)
-    yield "maxvcpus", str(guest.vcpus)
-    if guest.affinity:
-        rows = (_quoted(",".join(map(str, cpus)) or "all") for cpus in guest.affinity)
-        yield "cpus", f"[{', '.join(rows)}]"
-    for key, number in (("cpu_weight", guest.weight), ("cap", guest.cap)):
-        if number:
-            yield key, str(number)
-    for key, value in _boot(guest.boot).items():
-        yield key, _quoted(value) if isinstance(value, str) else _listed(value)
-    if guest.tsc_mode:
-        yield "tsc_mode", _quoted(guest.tsc_mode)
-    if guest.localtime:
-        yield "localtime", "1"
-    if guest.cpuid:
-        yield "cpuid", _listed(xlcpuid.as_cfg(guest.cpuid))
-    for key, action in guest.actions.items():
-        yield key, _quoted(_action(action))
-    if guest.type is XlType.HVM:
-        yield from _cfg_hvm(guest)
-    yield from _cfg_devices(guest)
-
-
-def _action(action: str) -> str:
-    return {"restart_rename": "rename-restart"}.get(action, action.replace("_", "-"))
-
-
-def _cfg_hvm(guest: XlGuest) -> Iterator[tuple[str, str]]:
-    # A guest that boots here for the first time has no state that an old device model wrote.
-    yield "device_model_version", _quoted(UPSTREAM)
-    for key, value in guest.switches.items():
-        yield key, str(int(value))
-    for key, text in guest.texts.items():
-        yield key, _quoted(text)
-    yield "stdvga", str(int(guest.stdvga))
-    if guest.timer_mode:
-        yield "timer_mode", _quoted(guest.timer_mode)
-    numbers = {
-        "rtc_timeoffset": guest.rtc_timeoffset,
-        "videoram": _video_mib(guest, UPSTREAM),
-        "shadow_memory": guest.shadow_mib,
-    }
-    yield from ((key, str(value)) for key, value in numbers.items() if value)
-    yield from ((key, _quoted_unless_number(value)) for key, value in _cfg_graphics(guest))
-
-
-def _cfg_graphics(guest: XlGuest) -> Iterator[tuple[str, str]]:
-    graphics = guest.graphics or XlGraphics()
-    yield "vnc", str(int(graphics.vnc))
-    if graphics.vnc:
-        yield "vnclisten", LOCALHOST
-        yield "vncunused", str(int(graphics.unused))
-        if graphics.display is not None:
-            yield "vncdisplay", str(graphics.display)
-        if graphics.password:
-            yield "vncpasswd", graphics.password
-    yield "sdl", str(int(graphics.sdl))
-    if graphics.keymap:
-        yield "keymap", graphics.keymap
-
-
-def _cfg_devices(guest: XlGuest) -> Iterator[tuple[str, str]]:
-    if guest.disks:
-        yield "disk", _listed(_cfg_disk(disk) for disk in guest.disks)
-    if guest.nics:
-        yield "vif", _listed(_cfg_nic(nic) for nic in guest.nics)
-    if guest.graphics is not None and guest.type is not XlType.HVM:
-        yield "vfb", _listed([", ".join(f"{key}={value}" for key, value in _cfg_graphics(guest))])
-
-
-def _cfg_disk(disk: XlDisk) -> str:
-    access = "rw" if disk.writable else "ro"
-    kind = "devtype=cdrom, " if disk.cdrom else ""
-    form = "" if disk.format == "empty" else f"format={disk.format}, "
-    return f"{form}vdev={disk.vdev}, access={access}, {kind}target={disk.path}"
-
-
-def _cfg_nic(nic: XlNic) -> str:
-    named = {
-        "type": "ioemu" if nic.emulated else "vif",
-        "mac": nic.mac,
-        "bridge": nic.bridge,
-        "script": nic.script,
-        "model": nic.model,
-        "ip": nic.ip,
-        "vifname": nic.ifname,
-        "rate": nic.rate,
-    }
-    return ", ".join(f"{key}={value}" for key, value in named.items() if value)
-
-
-def _listed(items: Any) -> str:
-    return f"[{', '.join(_quoted(item) for item in items)}]"
-
-
-def _quoted_unless_number(text: str) -> str:
-    return text if text.isdecimal() else _quoted(text)
-
-
-def _quoted(text: str) -> str:
-    """Return a string of xl.cfg's grammar, in which a backslash and a quote are escaped."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -129,6 +129,7 @@ class XlGuests:
             start_time_s=note.start_time_s or self._begun_s(guest),
             config=config,
             note=note.held,
+            received=note.received,
         )
 
     def _config_of(self, guest: Listed, note: Note) -> DomainConfig:

@@ -24,7 +24,7 @@ class Note:
 
     `stopped` is set from the moment at which a save may leave the guest paused, to what undoes
     it: "running" or "paused". `held` says why the guest is kept suspended. `spool` is the save
-    file to remove once the guest runs.
+    file to remove once the guest runs. `received`: the configuration is what another host claims.
     """
 
     domid: int
@@ -35,6 +35,7 @@ class Note:
     stopped: str = ""
     start_time_s: float = 0.0
     spool: str = ""
+    received: bool = False
 
 
 class Notes:

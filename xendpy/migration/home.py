@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from xendpy.errors import XendError
 from xendpy.guest.domain import DomainConfig
+from xendpy.guest.origin import as_received
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,6 @@ def settle(home: str, put: Callable[[DomainConfig], None]) -> None:
         return
     config = DomainConfig.parse(home.encode("latin-1"))
     try:
-        put(with_home(config, moves=False))
+        put(as_received(with_home(config, moves=False)))
     except (XendError, OSError) as error:
         log.warning("domain %s came to stay, and is not managed here: %s", config.name, error)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from xendpy.control.libvirt.migrate_calls import _figures
+from tests.control.libvirt.client import Client
+from xendpy.control.guests import Guests
+from xendpy.control.libvirt.migrate_calls import PERSIST_DEST, _figures
+from xendpy.control.libvirt.wire import Status
+from xendpy.control.libvirt.xdr import Writer
+from xendpy.guest.origin import is_received
 from xendpy.guest.pages import PAGE_SIZE
 from xendpy.migration.progress import MigrationProgress
 
+FINISH = 63
 MOMENTS = [
     ("nothing-known", {}, (0, 0, 0)),
     ("not-begun", {"total_pages": 8}, (8, 0, 8)),
@@ -16,6 +24,15 @@ MOMENTS = [
     ("toolstack", {"total_pages": 8, "pages": 9, "remaining_pages": None}, (10, 9, 1)),
     ("all", {"total_pages": 8, "pages": 10}, (10, 10, 0)),
 ]
+
+
+async def test_guest_that_came_to_stay_is_kept_as_received(sockets: Path, guests: Guests) -> None:
+    client = await (await Client.connect(sockets)).opened()
+    body = Writer().string("web1").opaque(b"").string("").u64(PERSIST_DEST).data()
+    assert (await client.call(FINISH, body)).status == Status.OK
+    client.close()
+    (kept,) = guests.managed.all()
+    assert is_received(kept)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from xendpy.control.libvirt.xml_config import from_xml
 from xendpy.control.managed import inactive
 from xendpy.control.new_config import new_config
 from xendpy.guest.domain import DomainConfig
+from xendpy.guest.origin import is_received
 
 GET_XML, DEFINE, INACTIVE = 14, 11, 2
 PV = new_config(
@@ -129,6 +131,22 @@ def test_screen_of_an_image() -> None:
     assert sxp.child_value(changed.image(), "vnc") is None
     assert sxp.child_value(changed.image(), "hap") == "1"
     assert sxp.child_value(device(changed, "vfb"), "vnclisten") == "127.0.0.1"
+
+
+@pytest.mark.parametrize("received", [True, False])
+async def test_edited_guest_stays_as_received_as_it_was(
+    sockets: Path, guests: Guests, hypervisor: FakeHypervisor, *, received: bool
+) -> None:
+    hypervisor.add(PV)
+    hypervisor.guests[PV.uuid] = replace(hypervisor.guests[PV.uuid], received=received)
+    client = await (await Client.connect(sockets)).opened()
+    for memory in (512, 768):  # of the live guest, and of the kept one
+        text = shown(PV.with_values(memory=memory, maxmem=1024))
+        assert (await client.call(DEFINE, Writer().string(text).data())).status == Status.OK
+        kept = guests.managed.get(PV.uuid)
+        assert kept is not None
+        assert (kept.memory_mib, is_received(kept)) == (memory, received)
+    client.close()
 
 
 async def test_edited_guest_keeps_autostart_and_weight(

@@ -14,6 +14,7 @@ from xendpy.control.libvirt.xml_config import from_xml
 from xendpy.control.new_config import new_config
 from xendpy.errors import RpcError
 from xendpy.guest.domain import DomainConfig, DomainSummary
+from xendpy.guest.origin import as_received
 
 _START_PAUSED = 0x1
 _UNDEFINE_MANAGED_SAVE = 0x1
@@ -42,13 +43,17 @@ async def _define(session: Session, args: Reader) -> Writer:
 
 
 async def _known(session: Session, uuid: str) -> DomainConfig | None:
-    """Return the configuration of a guest that is here already: the kept one before the live."""
+    """Return the configuration of a guest that is here already: the kept one before the live.
+
+    What the XML does not show of it is kept, so it stays as received if it was.
+    """
     kept = session.guests.managed.get(uuid)
     if kept is not None:
         return kept
-    return next(
-        (guest.config for guest in await session.guests.live() if guest.uuid == uuid), None
-    )
+    for guest in await session.guests.live():
+        if guest.uuid == uuid:
+            return as_received(guest.config) if guest.received else guest.config
+    return None
 
 
 async def _start(session: Session, args: Reader) -> Writer:

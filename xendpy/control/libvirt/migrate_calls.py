@@ -22,6 +22,7 @@ from xendpy.control.migrator import MigrateRequest
 from xendpy.control.new_config import new_config
 from xendpy.errors import MigrationError, RpcError
 from xendpy.guest.domain import DomainConfig
+from xendpy.guest.origin import as_received
 from xendpy.guest.pages import PAGE_SIZE
 from xendpy.migration.precopy import PrecopyLimits
 from xendpy.migration.preflight import Facts, check_target, failures
@@ -156,7 +157,8 @@ async def _finish2(session: Session, args: Reader) -> Writer:
 async def _arrived(session: Session, name: str, flags: int) -> Writer:
     guest = await session.guests.get(name)
     if flags & PERSIST_DEST and session.guests.managed.get(guest.uuid) is None:
-        await session.guests.workers.quick(session.guests.managed.put, guest.config)
+        kept = as_received(guest.config)
+        await session.guests.workers.quick(session.guests.managed.put, kept)
         session.guests.events.emit(EventKind.DEFINED, guest)
     return add_domain(Writer(), guest)
 
