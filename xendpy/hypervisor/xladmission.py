@@ -17,6 +17,7 @@ from xendpy import sxp
 from xendpy.errors import DomainError, DomainExists, HypervisorError, OutOfMemory
 from xendpy.guest.domain import DomainConfig, GuestType
 from xendpy.hypervisor.base import Placement
+from xendpy.hypervisor.hostfile import opened
 from xendpy.hypervisor.xlguest import TRADITIONAL, XlGuest, XlType, read_guest
 from xendpy.hypervisor.xllist import INCOMING, Listed, XenInfo
 from xendpy.hypervisor.xlnic import bridge_is_missing
@@ -235,7 +236,7 @@ def _check_devices(guest: XlGuest, rules: GuestRules) -> None:
     for disk in guest.disks:
         if disk.path:
             try:
-                with open(disk.path, "r+b" if disk.writable else "rb"):
+                with opened(disk.path, writable=disk.writable):
                     pass
             except OSError as error:
                 raise DomainError(

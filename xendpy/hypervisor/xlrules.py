@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 from xendpy.config import MapKind, MapRow, XendConfig
 from xendpy.errors import DomainError
+from xendpy.hypervisor.hostfile import is_anybodys, kind_of
 
 SCRIPT_DIR = "/etc/xen/scripts"
 # What Xen's own hotplug package brings; others are mapped to one of these.
 SCRIPTS = frozenset(("vif-bridge", "vif-nat", "vif-route", "vif-openvswitch"))
-IMAGE_DIRS = ("/var/lib/libvirt/images", "/var/lib/xen/images", "/dev")
+DEVICES = "/dev"
+IMAGE_DIRS = ("/var/lib/libvirt/images", "/var/lib/xen/images", DEVICES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +64,11 @@ class GuestRules:
         """Return the path that a disk has on this host.
 
         Raises:
-            DomainError: it lies outside the allowed directories.
+            DomainError: it lies outside the allowed directories, or is nothing to be a disk.
         """
-        return self._confine(guest, "disk", self.moved_disk(path), "xendpy-map-disk")
+        moved = self.moved_disk(path)
+        self._confine(guest, "disk", moved, "xendpy-map-disk")
+        return moved
 
     def moved_disk(self, path: str) -> str:
         """Return the path that a disk has on this host, allowed or not."""
@@ -73,7 +77,8 @@ class GuestRules:
     def kernel(self, guest: str, path: str) -> str:
         """Return the path that a kernel or ramdisk has on this host; errors as `disk`."""
         moved = self._moved(MapKind.KERNEL, path)
-        return self._confine(guest, "kernel", moved, "xendpy-map-kernel")
+        self._confine(guest, "kernel", moved, "xendpy-map-kernel")
+        return moved
 
     def _of(self, kind: MapKind) -> Iterable[MapRow]:
         return (row for row in self.maps if row.kind is kind)
@@ -84,18 +89,43 @@ class GuestRules:
                 return row.new + path[len(row.old) :]
         return path
 
-    def _confine(self, guest: str, what: str, path: str, option: str) -> str:
+    def _confine(self, guest: str, what: str, path: str, option: str) -> None:
         if not self.confined:
-            return path
+            return
+        if not self._is_inside(path):
+            raise DomainError(
+                guest,
+                f"{what} {path} is not below {', '.join(self.guest_paths)}:"
+                f" see xendpy-guest-paths and {option}",
+            )
+        if wrong := _misfit(what, path):
+            raise DomainError(guest, f"{what} {path} {wrong}")
+
+    def _is_inside(self, path: str) -> bool:
+        if "\0" in path:
+            return False
         # normpath and realpath: neither `..` nor a link may lead out of the directory.
         plain, real = os.path.normpath(path), os.path.realpath(path)
-        for directory in self.guest_paths:
-            inside = (plain + "/").startswith(directory.rstrip("/") + "/")
-            root = os.path.realpath(directory)
-            if inside and ((real + "/").startswith(root + "/") or plain.startswith("/dev/")):
-                return path
-        raise DomainError(
-            guest,
-            f"{what} {path} is not below {', '.join(self.guest_paths)}:"
-            f" see xendpy-guest-paths and {option}",
+        return any(
+            _is_below(plain, directory) and _is_below(real, os.path.realpath(directory))
+            for directory in self.guest_paths
         )
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return path.startswith(directory.rstrip("/") + "/")
+
+
+def _misfit(what: str, path: str) -> str:
+    """Say why what is there can be no disk or kernel; what is not there may yet come."""
+    kind, real = kind_of(path), os.path.realpath(path)
+    wanted = {"disk": ("a file", "a block device"), "kernel": ("a file",)}[what]
+    if _is_below(real, DEVICES):  # where anybody may have files: /dev/shm
+        if what == "kernel":
+            return f"is below {DEVICES}, where no kernels are"
+        wanted = ("a block device",)
+        if is_anybodys(path, DEVICES):
+            return "is named through a directory in which anybody may write"
+    if kind and kind not in wanted:
+        return f"is {kind}: {' or '.join(wanted)} was expected"
+    return ""

@@ -21,6 +21,7 @@ from xendpy import sxp
 from xendpy.errors import DomainNotFound
 from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor.base import Hypervisor
+from xendpy.hypervisor.hostfile import opened
 
 CLOCK_WARNING_S = 2.0  # start_time is the source's clock: xm uptime is off by the difference
 # A guest whose new host was booted later may see its clock jump and timers hang (xen-devel 2008,
@@ -132,19 +133,15 @@ def disk_identity(path: str) -> dict[str, int]:
     """Return what is the same on every host that sees this disk; empty if it cannot be opened.
 
     A file on a network file system keeps its inode number and size, a shared LUN its size. The
-    path may be a peer's: only files and block devices are opened, for a pipe would block, and
-    some character devices act on being opened.
+    path may be a peer's: only files and block devices are opened.
     """
     try:
-        mode = os.stat(path).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-            return {}
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as disk:
-            size = disk.seek(0, os.SEEK_END)
-            inode = os.fstat(disk.fileno()).st_ino
+        with opened(path) as disk:
+            size, found = os.lseek(disk, 0, os.SEEK_END), os.fstat(disk)
     except (OSError, ValueError):
         return {}
-    return {"size": size, "inode": inode} if stat.S_ISREG(mode) else {"size": size}
+    is_file = stat.S_ISREG(found.st_mode)
+    return {"size": size, "inode": found.st_ino} if is_file else {"size": size}
 
 
 def bridges(config: DomainConfig) -> list[str]:
