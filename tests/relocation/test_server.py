@@ -8,10 +8,12 @@ import resource
 import socket
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.certificates import Authority, dial
 from tests.peers.relocation_host import receiving
 from xendpy.config import XendConfig
 from xendpy.errors import RelocationError
@@ -185,6 +187,44 @@ async def test_fault_in_an_operation_ends_that_peer_alone(
             writer.close()
         assert events.incoming.progress.state is MigrationState.FAILED
     assert "a bug of ours" in caplog.text
+
+
+async def test_a_tls_port_never_speaks_anything_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = Authority(tmp_path)
+    authority.issue("a.example")
+    config = authority.config(
+        "a.example",
+        relocation_server=True,
+        relocation_address="127.0.0.1",
+        relocation_port=0,
+        relocation_hosts_allow="",
+        relocation_tls_verify="none",
+    )
+    with_tls = RelocationSettings.of(config, authority.paths)
+    async with RelocationServer(with_tls, {}, events=Deaf()) as server:
+        server.update(replace(with_tls, tls=None), {})
+        assert f"port {server.tls_port} takes nobody until the next start" in caplog.text
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.tls_port)
+        assert await _said_to(reader, writer) == b""
+        plain, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        assert (await _said_to(plain, writer)).startswith(b"(ok (help")
+        server.update(with_tls, {})
+        sock = await asyncio.to_thread(dial, server.tls_port, authority.client("a.example"))
+        sock.close()
+    assert "TLS has been switched off" in caplog.text
+
+
+async def _said_to(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """Return the answer to a first question in plain text; nothing if there is none."""
+    try:
+        writer.write(b"help\n")
+        return await asyncio.wait_for(reader.readline(), 10)
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
 
 
 async def test_leaving_waits_for_the_workers() -> None:

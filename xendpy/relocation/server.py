@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from xendpy.errors import ChannelError, ChannelTimeout, PeerRefused
 from xendpy.migration.handover import new_id
@@ -36,14 +36,14 @@ from xendpy.relocation.listen_all import Listeners, places
 from xendpy.relocation.operation import Incoming, Operation, Operations, brings_guest
 from xendpy.relocation.server_accept import Acceptor
 from xendpy.relocation.server_peer import Admission, Peer, admit, converse, greeted, refuse
+from xendpy.relocation.server_worker import in_worker
 from xendpy.relocation.settings import RelocationSettings
 from xendpy.relocation.tls import TlsServer, wrap
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 MAX_WORKERS = 256  # what the option for migrations at a time can reach
+TLS_OFF = "TLS has been switched off since this daemon began"
 
 
 class RelocationEvents(Protocol):
@@ -122,6 +122,8 @@ class RelocationServer:
         old = self._settings
         if places(old) != places(settings):
             log.warning("another relocation address or port takes effect at the next start")
+        if self.tls_port and settings.tls is None:
+            log.warning("%s: port %d takes nobody until the next start", TLS_OFF, self.tls_port)
         self._settings = settings
         self._operations = operations
 
@@ -150,12 +152,26 @@ class RelocationServer:
         sock.setblocking(False)
         if listener.family == socket.AF_UNIX:
             self._welcome(Peer(sock, "", "the local socket"))
-        else:
-            tls = self._settings.tls if self._listeners.is_tls(listener) else None
-            if tls is not None and (fresh := tls.current()) is not tls:
-                tls = fresh
-                self._settings = replace(self._settings, tls=tls)
-            self._welcome(Peer(sock, address[0], f"{address[0]}:{address[1]}", tls))
+            return
+        peer = Peer(sock, address[0], f"{address[0]}:{address[1]}")
+        if self._listeners.is_tls(listener):
+            peer.tls = self._current_tls()
+            if peer.tls is None:  # its clients were told of TLS: nothing else is spoken here
+                self._turn_away(peer, Refusal.TLS, TLS_OFF)
+                return
+        self._welcome(peer)
+
+    def _current_tls(self) -> TlsServer | None:
+        tls = self._settings.tls
+        if tls is not None and (fresh := tls.current()) is not tls:
+            tls = fresh
+            self._settings = replace(self._settings, tls=tls)
+        return tls
+
+    def _turn_away(self, peer: Peer, kind: Refusal, reason: str) -> None:
+        peer.sock.close()
+        if self._refused(peer, kind, reason):
+            log.warning("closed the connection of %s: %s", peer.label, reason)
 
     def _welcome(self, peer: Peer) -> None:
         settings = self._settings
@@ -165,9 +181,7 @@ class RelocationServer:
             max_per_peer=settings.max_connections_per_peer,
         )
         if reason:
-            peer.sock.close()
-            if self._refused(peer, Refusal.CONNECTIONS, reason):
-                log.warning("closed the connection of %s: %s", peer.label, reason)
+            self._turn_away(peer, Refusal.CONNECTIONS, reason)
             return
         task = asyncio.create_task(self._serve(peer))
         self._peers[task] = peer
@@ -234,7 +248,7 @@ class RelocationServer:
             hosts_allow=settings.hosts_allow,
             admitted=lambda name, rule: self._admitted(peer, Admission(True, rule, name)),
         )
-        return await self._settle(self._greeters, greeting.run, greeting.abort)
+        return await in_worker(self._greeters, greeting.run, greeting.abort)
 
     def _admitted(self, peer: Peer, admission: Admission) -> None:
         version = peer.sock.version() if isinstance(peer.sock, ssl.SSLSocket) else ""
@@ -269,7 +283,7 @@ class RelocationServer:
         peer.incoming = incoming
         self._events.began(incoming)
         try:
-            await self._settle(
+            await in_worker(
                 self._workers,
                 lambda: _run(operation, incoming),
                 lambda: incoming.abort("shutdown"),
@@ -283,7 +297,7 @@ class RelocationServer:
             return
         log.warning("refused %s: %s", peer.label, text)
         channel = self._channel(peer, b"")
-        await self._settle(self._greeters, lambda: refuse_channel(channel, text), channel.abort)
+        await in_worker(self._greeters, lambda: refuse_channel(channel, text), channel.abort)
 
     def _incoming(self, peer: Peer, request: Receive) -> Incoming:
         if peer.address:
@@ -295,23 +309,6 @@ class RelocationServer:
         peer.sock.setblocking(True)
         stall_s = self._settings.stall_timeout_s
         return Channel(peer.sock, peer=peer.label, prefix=prefix, stall_timeout_s=stall_s)
-
-    async def _settle(
-        self, pool: ThreadPoolExecutor, call: Callable[[], T], abort: Callable[[], None]
-    ) -> T:
-        """Run `call` in a worker; a cancelled task aborts it, and still waits for it."""
-        worker = asyncio.get_running_loop().run_in_executor(pool, call)
-        cancelled = False
-        while not worker.done():
-            try:
-                await asyncio.wait([worker])
-            except asyncio.CancelledError:
-                abort()
-                cancelled = True
-        if cancelled:
-            worker.exception()
-            raise asyncio.CancelledError
-        return worker.result()
 
 
 def _run(operation: Operation, incoming: Incoming) -> None:
