@@ -17,7 +17,7 @@ from xendpy.config import MapKind, MapRow, XendConfig
 from xendpy.errors import MigrationAborted, MigrationError
 from xendpy.guest.domain import DomainConfig
 from xendpy.migration.handover import Step
-from xendpy.migration.preflight import Status
+from xendpy.migration.preflight import Status, failures
 from xendpy.migration.send import Sender
 from xendpy.relocation.outgoing import Outcome
 
@@ -348,10 +348,25 @@ async def test_a_dry_run_shows_what_the_target_maps_and_refuses(tmp_path):
     said = {check.name: check.detail for check in checks if check.status is Status.FAILED}
     assert said == {
         "bridge": "bridge br-none (for xenbr0) does not exist",
-        "disk": "/srv/none.img (for /boot/none.img) cannot be opened",
+        "disk": "/srv/none.img (for /boot/none.img) is none that a guest may have: see"
+        " xendpy-guest-paths",
         "configuration": "disk /srv/none.img is not below /boot: see xendpy-guest-paths and"
         " xendpy-map-disk",
     }
     assert there.guests == {}
+    here.close()
+    there.close()
+
+
+async def test_nothing_is_told_of_a_guest_that_may_not_come_in(tmp_path):
+    here = XlHost(tmp_path / "a")
+    there = XlHost(tmp_path / "b", config=XendConfig(relocation_guests_allow="db1"))
+    async with listening(there):
+        here.start()
+        order = here.order(there.port).order
+        checks = await asyncio.to_thread(here.dialler.look, order, "f" * 32)
+    names = [check.name for check in checks if check.side == "target"]
+    assert names == ["hosts-allow", "protocol", "guests-allow"]  # two of them by its answering
+    assert [check.name for check in failures(checks)] == ["guests-allow"]
     here.close()
     there.close()

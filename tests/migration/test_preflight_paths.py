@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from xendpy.migration.preflight import Facts, disk_identity
+from tests import streams
+from xendpy.guest.domain import DomainConfig
+from xendpy.hypervisor.store import StoreHypervisor
+from xendpy.hypervisor.xlrules import GuestRules
+from xendpy.migration.preflight import Facts, check_target, disk_identity
+from xendpy.paths import Paths
 
 
 def test_a_file_is_told_by_inode_and_size(tmp_path: Path) -> None:
@@ -22,6 +27,27 @@ def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(pipe)  # opening it would block for ever
     for path in (str(pipe), "/dev/null", str(tmp_path), str(tmp_path / "none"), "a\0b", ""):
         assert disk_identity(path) == {}
+
+
+@pytest.mark.parametrize("devices", [True, False])
+def test_nothing_is_told_of_a_disk_that_no_guest_may_have(tmp_path: Path, devices: bool) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "link").symlink_to("/etc/passwd")
+    (images / "own").write_bytes(b"x" * 700)
+    paths = ("/etc/passwd", "/dev/fd/../root/etc/passwd", f"{images}/link", "/etc/not-there")
+    named = [f"(device (vbd (uname file:{path}) (dev xvda)))" for path in (*paths, images / "own")]
+    config = DomainConfig.parse(streams.config(extra=" ".join(named)))
+    rules = GuestRules(guest_paths=(str(images), "/dev"))
+    store = StoreHypervisor(Paths(tmp_path), rules=rules)
+    facts = Facts(disks={path: {"size": 1} for path in (*paths, f"{images}/own")})
+    checks = check_target(config, facts, store, devices=devices)
+    store.close()
+    *others, own = [check for check in checks if check.name == "disk"]
+    assert [check.detail for check in others] == [
+        f"{path} is none that a guest may have: see xendpy-guest-paths" for path in paths
+    ]
+    assert "not the same storage" in own.detail and "700" in own.detail
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from xendpy.hypervisor.open import open_hypervisor
 from xendpy.hypervisor.testguest import TestGuestRunner
 from xendpy.hypervisor.xlrules import GuestRules
 from xendpy.migration.journal import Journal
-from xendpy.migration.preflight import Check, Facts, check_target
+from xendpy.migration.preflight import Check, Facts, Status, check_target
 from xendpy.migration.reception import ReceiveLimits
 from xendpy.paths import Paths
 from xendpy.relocation import incoming, resolve, stripes
@@ -69,6 +69,9 @@ def operations(
     limits = ReceiveLimits.of(config)
 
     def preflight(guest: DomainConfig, facts: Facts, local: bool) -> list[Check]:
+        allowed = limits.guests.check(guest)
+        if allowed.status is Status.FAILED:
+            return [allowed]  # nothing of this host is told of a guest that it does not want
         checks = check_target(
             guest,
             facts,
@@ -77,7 +80,7 @@ def operations(
             devices=hypervisor.name != "store",
             max_memory_mib=config.max_guest_memory,
         )
-        return [limits.guests.check(guest), *checks]
+        return [allowed, *checks]
 
     return {
         RECEIVE: ReceiveFromXend.of(config, hypervisor, journal, at_home),

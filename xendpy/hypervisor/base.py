@@ -32,15 +32,21 @@ def _same(name: str) -> str:
     return name
 
 
+def _none(path: str) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """What a guest's bridges and disks are on this host.
 
-    Each of `objections` refuses it; `notes` say what it will miss here.
+    `allows_disk`: a guest may have the disk of that path, and its host may be told of it. Each of
+    `objections` refuses the guest; `notes` say what it will miss here.
     """
 
     bridge: Callable[[str], str] = _same
     disk: Callable[[str], str] = _same
+    allows_disk: Callable[[str], bool] = _none
     objections: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

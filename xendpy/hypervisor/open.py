@@ -30,7 +30,7 @@ def open_hypervisor(
 ) -> Hypervisor:
     """Open the driver `kind`, one of KINDS.
 
-    `runner` executes guests of the embedded store; `rules` are for what comes in to a Xen.
+    `runner` executes guests of the embedded store; `rules` are for what comes in.
 
     Raises:
         HypervisorUnavailable: it cannot be used on this host, or another daemon uses its state.
@@ -40,7 +40,7 @@ def open_hypervisor(
     if kind == "auto":
         kind = "xl" if has_xl() else "store"
     if kind == "store":
-        return StoreHypervisor(paths, runner=runner)
+        return StoreHypervisor(paths, runner=runner, rules=rules)
     if not _is_control_domain():
         raise HypervisorUnavailable(
             f"there is no Xen on this host: {XEN_CAPABILITIES} does not say control_d"

@@ -31,6 +31,7 @@ from xendpy.hypervisor.store_table import (
 )
 from xendpy.hypervisor.storedimage import ImageState, StoredImage
 from xendpy.hypervisor.storedir import StoreDirectory, translated
+from xendpy.hypervisor.xlrules import GuestRules
 from xendpy.paths import Paths
 
 MAX_PARTIALS = 8
@@ -53,14 +54,18 @@ class StoreHypervisor(StoreGuests):
         durable: Durable | None = None,
         max_partials: int = MAX_PARTIALS,
         partials_share: float = PARTIALS_SHARE,
+        rules: GuestRules | None = None,
     ) -> None:
         """Lock the state directory and bring what an earlier daemon left to an end.
+
+        `rules` say of which disks a sender may be told: none is attached here.
 
         Raises:
             HypervisorUnavailable: another daemon uses the directory.
             HypervisorError: the directory cannot be used.
         """
         self._runs_guests = runner is not None
+        self._rules = rules or GuestRules()
         self._durable = durable or Durable()
         directory = StoreDirectory(
             paths.store_dir,
@@ -94,7 +99,7 @@ class StoreHypervisor(StoreGuests):
 
     def place(self, config: DomainConfig) -> Placement:
         """Say how a guest would fit here: nothing of its surroundings is needed."""
-        return Placement()
+        return Placement(allows_disk=self._rules.allows_disk)
 
     @contextmanager
     def restore(self, config: DomainConfig, *, migration_id: str = "") -> Iterator[StoreRestore]:

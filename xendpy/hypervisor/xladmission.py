@@ -139,6 +139,7 @@ class Admission:
         return Placement(
             bridge=self._rules.bridge,
             disk=self._rules.moved_disk,
+            allows_disk=self._rules.allows_disk,
             objections=tuple(objections),
             notes=tuple(notes),
         )

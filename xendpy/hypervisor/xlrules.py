@@ -89,6 +89,14 @@ class GuestRules:
                 return row.new + path[len(row.old) :]
         return path
 
+    def allows_disk(self, path: str) -> bool:
+        """Say whether `disk` takes that path, which is one of this host already."""
+        try:
+            self._confine("", "disk", path, "")
+        except DomainError:
+            return False
+        return True
+
     def _confine(self, guest: str, what: str, path: str, option: str) -> None:
         if not self.confined:
             return

@@ -20,9 +20,10 @@ from typing import Any
 from xendpy import sxp
 from xendpy.errors import DomainNotFound
 from xendpy.guest.domain import DomainConfig
-from xendpy.hypervisor.base import Hypervisor
+from xendpy.hypervisor.base import Hypervisor, Placement
 from xendpy.hypervisor.hostfile import opened
 
+PATHS_OPTION = "xendpy-guest-paths"
 CLOCK_WARNING_S = 2.0  # start_time is the source's clock: xm uptime is off by the difference
 # A guest whose new host was booted later may see its clock jump and timers hang (xen-devel 2008,
 # "time jump on live migrate"); every new host was.
@@ -176,7 +177,7 @@ def check_target(
         *(Check("configuration", Status.FAILED, text) for text in place.objections),
         *(Check("configuration", Status.WARNING, text) for text in place.notes),
         *(_bridge(name, place.bridge(name), bad) for name in bridges(config)),
-        *(_disk(path, place.disk(path), facts, bad, local=local) for path in disk_paths(config)),
+        *(_disk(path, place, facts, bad, local=local) for path in disk_paths(config)),
         *_times(facts),
     ]
 
@@ -212,8 +213,12 @@ def _bridge(
     return Check("bridge", bad, f"bridge {_mapped(name, mapped)} does not exist")
 
 
-def _disk(path: str, mapped: str, facts: Facts, bad: Status, *, local: bool) -> Check:
-    here, shown = disk_identity(mapped), _mapped(path, mapped)
+def _disk(path: str, place: Placement, facts: Facts, bad: Status, *, local: bool) -> Check:
+    mapped = place.disk(path)
+    shown = _mapped(path, mapped)
+    if not place.allows_disk(mapped):  # a stranger could ask so for any file of this host
+        return Check("disk", bad, f"{shown} is none that a guest may have: see {PATHS_OPTION}")
+    here = disk_identity(mapped)
     if not here:
         return Check("disk", bad, f"{shown} cannot be opened")
     there = facts.disks.get(path)
