@@ -29,7 +29,7 @@ from xendpy.control.libvirt import (
 )
 from xendpy.control.libvirt.session import Host, Procedure, Session
 from xendpy.errors import RelocationError
-from xendpy.relocation.admission import Names, full_name
+from xendpy.relocation.admission import Names, confirmed_name
 from xendpy.relocation.hosts import HostsAllow
 from xendpy.relocation.listen import listen_tcp, listen_unix, remove_unix
 
@@ -57,7 +57,7 @@ TABLE: Mapping[int, Procedure] = {
 class LibvirtServer:
     """The listeners; entering opens none, leaving closes all and ends every call."""
 
-    def __init__(self, host: Host, *, resolve: Callable[[str], str] = full_name) -> None:
+    def __init__(self, host: Host, *, resolve: Callable[[str], str] = confirmed_name) -> None:
         self._host = host
         self._names = Names(resolve)
         self._servers: list[asyncio.Server] = []
