@@ -22,8 +22,8 @@ class Client:
     serial: int = 0
 
     @classmethod
-    async def connect(cls, directory: Path) -> Client:
-        return cls(*await asyncio.open_unix_connection(directory / "virtxend-sock"))
+    async def connect(cls, directory: Path, name: str = "virtxend-sock") -> Client:
+        return cls(*await asyncio.open_unix_connection(directory / name))
 
     async def opened(self) -> Client:
         answer = await self.call(OPEN, Writer().opt_string(None).u32(0).data())

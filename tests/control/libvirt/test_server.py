@@ -13,6 +13,8 @@ import pytest
 
 from tests.control.fakes import FakeHypervisor, guest_config
 from tests.control.libvirt.client import DEADLINE_S, OPEN, Client
+from xendpy.control import closing
+from xendpy.control.libvirt import server
 from xendpy.control.libvirt.layouts import KNOWN, LAYOUTS
 from xendpy.control.libvirt.server import MAX_CLIENTS, TABLE, LibvirtServer
 from xendpy.control.libvirt.session import Host
@@ -31,7 +33,7 @@ from xendpy.control.libvirt.wire import (
 from xendpy.control.libvirt.xdr import Reader, Writer
 from xendpy.relocation.hosts import HostsAllow
 
-HOSTNAME, SAVE = 59, 55
+HOSTNAME, SAVE, CAPABILITIES = 59, 55, 7
 UUID = guest_config("web1").uuid
 
 
@@ -164,6 +166,25 @@ async def _opens(client: Client) -> bool:
     return True
 
 
+async def test_a_client_who_reads_nothing_counts_until_it_is_dropped(
+    sockets: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(closing, "FLUSH_S", 0.2)
+    monkeypatch.setattr(server, "MAX_CLIENTS", 1)
+    body = Writer().opt_string(None).u32(0).data()
+    first = Packet(REMOTE_PROGRAM, 1, OPEN, Type.CALL, 1, Status.OK, body)
+    ask = Packet(REMOTE_PROGRAM, 1, CAPABILITIES, Type.CALL, 2, Status.OK, b"")
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.connect(str(sockets / "virtxend-sock"))
+        await asyncio.to_thread(mute.sendall, first.encode() + 4000 * ask.encode())
+        mute.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(DEADLINE_S):
+            while not await _opens(last := await Client.connect(sockets)):
+                last.close()
+        assert "client dropped: it has not read its answers" in caplog.text
+        last.close()
+
+
 async def test_pings_and_questions_are_answered_while_a_call_takes_its_time(
     sockets: Path, hypervisor: FakeHypervisor, tmp_path: Path
 ) -> None:
@@ -193,8 +214,8 @@ async def test_a_socket_that_somebody_serves_is_left_alone_and_a_dead_one_replac
         libvirtd.listen()
         dead.bind(str(directory / "virtxend-sock"))
         dead.close()
-        async with LibvirtServer(host) as server:
-            await server.listen_unix(directory)
+        async with LibvirtServer(host) as own:
+            await own.listen_unix(directory)
             await check_served(directory)
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.connect(str(directory / "libvirt-sock"))
@@ -206,8 +227,8 @@ async def test_a_socket_that_somebody_serves_is_left_alone_and_a_dead_one_replac
 
 @pytest.mark.parametrize(("pattern", "let_in"), [(r"^127\.0\.0\.1$", True), (r"^10\.", False)])
 async def test_over_tcp_hosts_allow_decides(host: Host, pattern: str, let_in: bool) -> None:
-    async with LibvirtServer(host) as server:
-        port = await server.listen_tcp("127.0.0.1", 0, HostsAllow.parse(pattern))
+    async with LibvirtServer(host) as own:
+        port = await own.listen_tcp("127.0.0.1", 0, HostsAllow.parse(pattern))
         client = Client(*await asyncio.open_connection("127.0.0.1", port))
         if let_in:
             await client.opened()

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from xendpy.control.closing import closed
 from xendpy.control.libvirt import (
     domain_calls,
     hardware_calls,
@@ -174,7 +175,8 @@ class LibvirtServer:
             if await admit(writer):
                 await session.serve()
         finally:
-            writer.close()
+            writer.close()  # who is cancelled does not wait
+        await closed(writer)
 
     async def _allowed_host(self, writer: asyncio.StreamWriter) -> bool:
         address = str(writer.get_extra_info("peername")[0])
