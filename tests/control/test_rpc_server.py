@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import stat
 import xmlrpc.client
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import Authority
 from tests.control.fakes import FakeHypervisor, guest_config
+from xendpy.control import rpc_server
 from xendpy.control.rpc_server import RpcServer
 from xendpy.control.xmlrpc import Dispatcher
 from xendpy.errors import RelocationError
@@ -96,6 +99,83 @@ async def test_tcp_is_behind_hosts_allow(
                 answer = b""
         writer.close()
         assert answer.startswith(b"HTTP/1.1 200 OK") is admitted
+
+
+def ask(port: int, *, source: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> bytes:
+    """Return what is answered to a question, nothing if the connection is closed instead."""
+    body = xmlrpc.client.dumps((), "xend.node.info").encode()
+    with socket.create_connection(("127.0.0.1", port), 80, source_address=(source, 0)) as sock:
+        try:
+            talk = tls.wrap_socket(sock) if tls else sock
+            with talk:
+                talk.sendall(
+                    b"POST /RPC2 HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+                )
+                return talk.recv(15)
+        except OSError:
+            return b""
+
+
+SERVED = b"HTTP/1.1 200 OK"
+
+
+async def test_whoever_comes_over_tcp_takes_nothing_from_the_unix_socket(
+    dispatcher: Dispatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: MakeClient
+) -> None:
+    monkeypatch.setattr(rpc_server, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(rpc_server, "MAX_PER_PEER", 1)
+    path = tmp_path / "run" / "xmlrpc.sock"
+    async with RpcServer(dispatcher) as server:
+        await server.listen_unix(path)
+        port = await server.listen_tcp("127.0.0.1", 0, HostsAllow.parse(""))
+        idle = []
+        for place in (1, 2):
+            local = (f"127.0.0.{place}", 0)
+            idle.append(await asyncio.open_connection("127.0.0.1", port, local_addr=local))
+            assert await asyncio.to_thread(ask, port) == b""  # that peer has its one
+        assert await asyncio.to_thread(ask, port, source="127.0.0.3") == b""
+        assert await asyncio.to_thread(lambda: client(path).xend.domains(False)) == ["Domain-0"]
+        for _, writer in idle:
+            writer.close()
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The contexts of a server and of its client."""
+    authority = Authority(tmp_path)
+    authority.issue("a.example")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(
+        authority.pki.certificate_file("a.example"), authority.pki.key_file("a.example")
+    )
+    return server, authority.client()
+
+
+async def test_a_handshake_counts_before_it_is_done(
+    dispatcher: Dispatcher,
+    monkeypatch: pytest.MonkeyPatch,
+    tls: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    monkeypatch.setattr(rpc_server, "MAX_CONNECTIONS", 1)
+    ours, theirs = tls
+    async with RpcServer(dispatcher) as server:
+        port = await server.listen_tcp("127.0.0.1", 0, HostsAllow.parse(""), ours)
+        with socket.create_connection(("127.0.0.1", port), 80):  # and shakes no hand
+            assert await asyncio.to_thread(ask, port, tls=theirs) == b""
+        async with asyncio.timeout(80):
+            while await asyncio.to_thread(ask, port, tls=theirs) != SERVED:
+                pass  # until the server has heard that it has gone
+
+
+async def test_a_stranger_is_turned_away_before_the_handshake(
+    dispatcher: Dispatcher, tls: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    async with RpcServer(dispatcher, resolve=str) as server:
+        port = await server.listen_tcp("127.0.0.1", 0, HostsAllow.parse("^10\\."), tls[0])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(80):
+            assert await reader.read() == b""
+        writer.close()
 
 
 async def test_drain_ends_idle_connections_and_lets_calls_finish(tmp_path: Path) -> None:

@@ -151,6 +151,23 @@ def test_one_address_has_one_look_up() -> None:
         names.close()
 
 
+def test_addresses_whose_look_up_hangs_keep_nobody_from_a_name() -> None:
+    go = threading.Event()
+
+    def resolve(address: str) -> str:
+        assert address == "good" or go.wait(60)
+        return f"{address}.example"
+
+    names = Names(resolve)
+    try:
+        for number in range(100):
+            names.look_up(f"192.0.2.{number}")
+        assert names.look_up("good").result(60) == "good.example"
+    finally:
+        go.set()
+        names.close()
+
+
 async def test_busy_port_keeps_the_server_from_starting(tmp_path: Path) -> None:
     with listen_tcp("127.0.0.1", 0) as sock, pytest.raises(RelocationError):
         async with receiving(tmp_path, port=sock.getsockname()[1]):

@@ -2,7 +2,7 @@
 
 The unix socket lies in a directory of mode 0700, and only root and the daemon's own user are
 answered. xend's TCP port asked nobody who he is: here hosts-allow decides, as on the relocation
-port.
+port, and before a hand is shaken. Each listener has a count of its own.
 """
 
 from __future__ import annotations
@@ -16,21 +16,26 @@ import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from xendpy.control import http
+from xendpy.control.closing import closed
 from xendpy.control.xmlrpc import Dispatcher
-from xendpy.relocation.admission import Names, full_name
+from xendpy.relocation.admission import Counts, Muffler, Names, full_name
 from xendpy.relocation.hosts import HostsAllow
 from xendpy.relocation.listen import listen_tcp, listen_unix, remove_unix
+from xendpy.relocation.server_accept import Acceptor
 
-MAX_CONNECTIONS = 128  # on all listeners together
+MAX_CONNECTIONS = 128  # of each listener: whoever comes over TCP takes nothing from xm
+MAX_PER_PEER = 32
 NAME_DEADLINE_S = 5.0
+HANDSHAKE_S = 10.0
 _ROOT = 0
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7) SO_PEERCRED
 
 log = logging.getLogger(__name__)
 
-Admit = Callable[[asyncio.StreamWriter], Awaitable[bool]]
+Admit = Callable[[socket.socket], Awaitable[bool]]
 
 
 class RpcServer:
@@ -46,7 +51,9 @@ class RpcServer:
         self._dispatcher = dispatcher
         self._limits = limits
         self._names = Names(resolve)
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[tuple[Acceptor, socket.socket]] = []
+        self._bare: set[socket.socket] = set()  # connections that no transport owns yet
+        self._muffler = Muffler()
         self._unix_paths: list[Path] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy: set[asyncio.Task[None]] = set()
@@ -72,7 +79,7 @@ class RpcServer:
         """
         sock = listen_unix(path)
         self._unix_paths.append(path)
-        await self._listen(sock, _same_user)
+        self._listen(sock, _same_user)
         log.info("Opening Unix domain socket XML-RPC server on %s.", path)
 
     async def listen_tcp(
@@ -91,7 +98,7 @@ class RpcServer:
                 "xend-relocation-hosts-allow is empty: every host that reaches %s:%d rules here",
                 *(host, port),
             )
-        await self._listen(sock, self._allowed_host, tls)
+        self._listen(sock, self._allowed_host, tls)
         log.info(
             "Opening %s XML-RPC server on %s:%d.", "HTTPS" if tls else "TCP", address or "*", port
         )
@@ -99,7 +106,7 @@ class RpcServer:
 
     async def drain(self, deadline_s: float) -> None:
         """Accept nobody any more, give calls under way `deadline_s` seconds, then end them."""
-        self._stop_listening()
+        await self._stop_listening()
         for task in self._tasks - self._busy:
             task.cancel()
         if self._busy and deadline_s > 0:
@@ -109,39 +116,79 @@ class RpcServer:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _stop_listening(self) -> None:
-        for server in self._servers:
-            server.close()
+    async def _stop_listening(self) -> None:
+        for acceptor, sock in self._listeners:
+            await acceptor.stop()
+            sock.close()
         for path in self._unix_paths:
             remove_unix(path)
-        self._servers.clear()
+        self._listeners.clear()
         self._unix_paths.clear()
 
-    async def _listen(
+    def _listen(
         self, sock: socket.socket, admit: Admit, tls: ssl.SSLContext | None = None
     ) -> None:
-        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            # A task of ours and not asyncio's own: leaving the server waits for it.
-            task = asyncio.ensure_future(self._serve(reader, writer, admit))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        counts = Counts()
 
-        if sock.family == socket.AF_UNIX:
-            server = await asyncio.start_unix_server(connected, sock=sock, limit=http.MAX_LINE)
-        else:
-            server = await asyncio.start_server(connected, sock=sock, limit=http.MAX_LINE, ssl=tls)
-        self._servers.append(server)
+        def take(_: socket.socket, connection: socket.socket, address: Any) -> None:
+            peer = "" if sock.family == socket.AF_UNIX else str(address[0])
+            reason = counts.enter(peer, max_total=MAX_CONNECTIONS, max_per_peer=MAX_PER_PEER)
+            if reason:
+                connection.close()
+                self._refused(reason)
+                return
+            connection.setblocking(False)
+            self._bare.add(connection)
+            task = asyncio.ensure_future(self._serve(connection, admit, tls))
+            self._tasks.add(task)
+            task.add_done_callback(lambda task: self._ended(task, connection))
+            task.add_done_callback(lambda _: counts.leave(peer))
+
+        acceptor = Acceptor(take)
+        acceptor.start([sock])
+        self._listeners.append((acceptor, sock))
+
+    def _refused(self, reason: str) -> None:
+        muffled = self._muffler.due(asyncio.get_running_loop().time())
+        if muffled is not None:
+            more = f" ({muffled} more like this)" if muffled else ""
+            log.warning("XML-RPC connection refused: %s%s", reason, more)
+
+    def _ended(self, task: asyncio.Task[None], connection: socket.socket) -> None:
+        # Here and not in the task: one that is cancelled before it began runs none of its lines.
+        self._tasks.discard(task)
+        if connection in self._bare:
+            self._bare.discard(connection)
+            connection.close()
 
     async def _serve(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, admit: Admit
+        self, connection: socket.socket, admit: Admit, tls: ssl.SSLContext | None
     ) -> None:
         try:
-            if len(self._tasks) > MAX_CONNECTIONS:
-                log.warning("XML-RPC connection refused: %d are open", MAX_CONNECTIONS)
-            elif await admit(writer):
-                await http.serve(reader, writer, self._answer, limits=self._limits)
-        finally:
-            writer.close()
+            if not await admit(connection):
+                return
+            reader, writer = await self._streams(connection, tls)
+        except OSError as error:
+            log.debug("XML-RPC connection ended: %s", error)
+            return
+        await http.serve(reader, writer, self._answer, limits=self._limits)
+        await closed(writer)
+
+    async def _streams(
+        self, connection: socket.socket, tls: ssl.SSLContext | None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return the connection as streams, over TLS once hands are shaken."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=http.MAX_LINE, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol,
+            connection,
+            ssl=tls,
+            ssl_handshake_timeout=HANDSHAKE_S if tls else None,
+        )
+        self._bare.discard(connection)
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def _answer(self, body: bytes) -> bytes:
         task = asyncio.current_task()
@@ -152,8 +199,8 @@ class RpcServer:
         finally:
             self._busy.discard(task)
 
-    async def _allowed_host(self, writer: asyncio.StreamWriter) -> bool:
-        address = str(writer.get_extra_info("peername")[0])
+    async def _allowed_host(self, connection: socket.socket) -> bool:
+        address = str(connection.getpeername()[0])
         rule = self.hosts_allow.match_address(address)
         if rule is not None:
             return True
@@ -169,10 +216,9 @@ class RpcServer:
         return False
 
 
-async def _same_user(writer: asyncio.StreamWriter) -> bool:
+async def _same_user(connection: socket.socket) -> bool:
     """Let root and our own user in, whatever the modes of the directories above say."""
-    sock = writer.get_extra_info("socket")
-    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, _gid = _UCRED.unpack(data)
     if uid in (_ROOT, os.geteuid()):
         return True

@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-LOOK_UPS = 8  # at a time; each peer address has one at most
+# At a time; each peer address has one at most, and a hanging one lasts. As many as connections by
+# default: with a few threads, a few addresses whose name server hangs kept everybody from a name.
+LOOK_UPS = 256
 SPARE_DESCRIPTORS = 256  # for guests, logs, RPC
 LOG_EVERY_S = 1.0
 
