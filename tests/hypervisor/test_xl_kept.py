@@ -345,6 +345,20 @@ def test_a_disk_that_fails_at_the_end_takes_no_guest_with_it(
     assert "web01" in caplog.text
 
 
+def test_a_file_whose_guest_was_restored_and_runs_is_gone(hypervisor, tmp_path, xl, saved):
+    """Its memory is older than the guest's disk by then."""
+    xl.refuse["restore"] = "libxl: error: bridge is gone\n"
+    assert isinstance(received(hypervisor, saved), Kept)
+    (file,) = (tmp_path / "var/lib/xend/incoming").glob("*.save")
+    del xl.refuse["restore"]
+    domain = restore_file(hypervisor, file, cancel=Cancel())
+    assert file.exists()
+    hypervisor.unpause(domain)
+    assert not file.exists()
+    hypervisor.destroy(domain)
+    assert hypervisor.partials() == []
+
+
 @pytest.mark.parametrize(("kind", "verb"), [(Ending, "inspect"), (End, "restore")])
 def test_where_xl_and_the_disk_fail_the_file_stays(
     hypervisor, tmp_path, xl, saved, disk, kind, verb

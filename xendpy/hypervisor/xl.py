@@ -265,12 +265,14 @@ class XlHypervisor(XlHolds):
         if guest.name.endswith(INCOMING):
             self._take_name(guest)
         self._xl("unpause", guest.domid)
-        if note.spool:
-            try:
-                Path(note.spool).unlink(missing_ok=True)
+        try:
+            xlleft.forget(self._spools, guest.uuid)
+            if note.spool:
                 self._notes.put(replace(note, spool=""))
-            except OSError as error:  # the guest runs all the same
-                log.error("%s, which nobody needs any more, stays: %s", note.spool, error)
+        except OSError as error:  # the guest runs all the same
+            log.error(
+                "%s: its save file, which nobody needs any more, stays: %s", guest.name, error
+            )
 
     def _take_name(self, guest: Listed) -> None:
         """Give a guest that came from this very host its name, and its old copy another."""

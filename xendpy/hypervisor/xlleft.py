@@ -101,6 +101,18 @@ def _kept(path: Path, *, whole: bool) -> PartialGuest:
     )
 
 
+def forget(directory: Path, uuid: str) -> None:
+    """Remove the save files of a guest that runs: its memory has gone on since.
+
+    Raises:
+        OSError: the disk does not let one go.
+    """
+    for path in _files(directory, SAVED):
+        config = _config(path)
+        if config is not None and config.uuid == uuid:
+            path.unlink(missing_ok=True)
+
+
 def discard(label: str, kept: Sequence[PartialGuest]) -> None:
     """Remove the file of one of the guests that `partials` returned.
 
