@@ -8,35 +8,51 @@ from __future__ import annotations
 
 from xendpy import sxp
 
+MAX_CPUS = 4096  # Xen's own limit, NR_CPUS: 4095
+MAX_ENTRIES = 1 << 20  # of all vcpus together
+
 
 def cpu_set(text: str) -> set[int]:
     """Return the cpus of a list like `0-3,^1,6`; later items override earlier ones.
 
     Raises:
-        ValueError: an item is not a number or a range.
+        ValueError: an item is not a number or a range, or names a cpu that no host has.
     """
     cpus: set[int] = set()
     for item in filter(None, (item.strip() for item in text.split(","))):
         if item.startswith("^"):
-            cpus.discard(int(item[1:]))
+            cpus.discard(_cpu(item[1:]))
             continue
         first, dash, last = item.partition("-")
-        cpus.update(range(int(first), int(last if dash else first) + 1))
+        cpus.update(range(_cpu(first), _cpu(last if dash else first) + 1))
     return cpus
 
 
-def affinity(value: sxp.SxpValue, vcpus: int) -> list[list[int]]:
+def _cpu(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 8 and int(text) < MAX_CPUS):
+        raise ValueError(f"{text} is no cpu")
+    return int(text)
+
+
+def affinity(value: sxp.SxpValue, vcpus: int) -> tuple[tuple[int, ...], ...]:
     """Return the cpus of each vcpu, as `cpus` of xm says.
 
-    One with an empty list, and those after the last one, may run anywhere.
+    One with none, and those after the last one, may run anywhere.
 
     Raises:
-        ValueError: an item is not a number or a range.
+        ValueError: an item is not a number or a range, or there are too many.
     """
     if not isinstance(value, list):
-        return [sorted(cpu_set(str(value or ""))) for _ in range(vcpus)]
-    return [sorted(cpu_set(_text(item))) for item in value[:vcpus]]
+        return (_row(str(value or "")),) * vcpus
+    rows = []
+    entries = 0
+    for item in value[:vcpus]:
+        rows.append(_row(",".join(map(str, item)) if isinstance(item, list) else str(item)))
+        entries += len(rows[-1])
+        if entries > MAX_ENTRIES:
+            raise ValueError(f"more than {MAX_ENTRIES} cpus in all")
+    return tuple(rows)
 
 
-def _text(item: sxp.SxpValue) -> str:
-    return ",".join(map(str, item)) if isinstance(item, list) else str(item)
+def _row(text: str) -> tuple[int, ...]:
+    return tuple(sorted(cpu_set(text)))
