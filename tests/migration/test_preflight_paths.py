@@ -11,7 +11,7 @@ from tests import streams
 from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor.store import StoreHypervisor
 from xendpy.hypervisor.xlrules import GuestRules
-from xendpy.migration.preflight import Facts, check_target, disk_identity
+from xendpy.migration.preflight import Facts, bridges, check_target, disk_identity
 from xendpy.paths import Paths
 
 
@@ -48,6 +48,17 @@ def test_nothing_is_told_of_a_disk_that_no_guest_may_have(tmp_path: Path, device
         f"{path} is none that a guest may have: see xendpy-guest-paths" for path in paths
     ]
     assert "not the same storage" in own.detail and "700" in own.detail
+
+
+def test_only_bridges_of_linux_are_looked_for(tmp_path: Path) -> None:
+    scripts = ("", "vif-bridge", "/etc/xen/scripts/vif-route", "vif-openvswitch", "own")
+    vifs = [
+        f"(device (vif (bridge br{number}) (script {script or chr(39) * 2})))"
+        for number, script in enumerate(scripts)
+    ]
+    config = DomainConfig.parse(streams.config(extra=" ".join(vifs)))
+    named = [name for name in bridges(config) if name != "xenbr0"]
+    assert named == ["br0", "br1", "br4"]
 
 
 @pytest.mark.parametrize(

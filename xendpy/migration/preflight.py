@@ -23,6 +23,8 @@ from xendpy.guest.domain import DomainConfig
 from xendpy.hypervisor.base import Hypervisor, Placement
 from xendpy.hypervisor.hostfile import opened
 
+# Xen's scripts to which a bridge is no device of Linux's, or nothing at all.
+BRIDGELESS = ("vif-openvswitch", "vif-route", "vif-nat")
 PATHS_OPTION = "xendpy-guest-paths"
 CLOCK_WARNING_S = 2.0  # start_time is the source's clock: xm uptime is off by the difference
 # A guest whose new host was booted later may see its clock jump and timers hang (xen-devel 2008,
@@ -146,10 +148,12 @@ def disk_identity(path: str) -> dict[str, int]:
 
 
 def bridges(config: DomainConfig) -> list[str]:
-    """Return the bridges that the guest's network interfaces name."""
+    """Return the bridges that the guest's network interfaces name, and a script puts them on."""
     names = []
     for kind, device in config.devices():
-        bridge = sxp.child_value(device, "bridge")
+        bridge, script = sxp.child_value(device, "bridge"), sxp.child_value(device, "script")
+        if os.path.basename(str(script or "")) in BRIDGELESS:
+            continue
         if kind in ("vif", "vif2") and isinstance(bridge, str) and bridge and bridge not in names:
             names.append(bridge)
     return names
