@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from xendpy.cli import daemon, stopping, xend
+from xendpy.cli.rpc import Silent
 from xendpy.paths import Paths
 
 STARS = "*" * 70
@@ -138,6 +139,40 @@ def test_status_of_a_daemon_that_hangs(
     assert capsys.readouterr().err == (
         f"xend: pid {sleeper.pid} runs and does not answer: no answer within 0.1 s\n"
     )
+
+
+@pytest.mark.usefixtures("sleeper")
+def test_status_of_a_daemon_that_many_wait_for(
+    paths: Paths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The queue at its socket is full: nobody can even wait."""
+    paths.xmlrpc_socket.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(paths.xmlrpc_socket))
+        listener.listen(0)
+        waiting.connect(str(paths.xmlrpc_socket))
+        assert run(paths, "status") == 4
+    assert "runs and does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("sleeper")
+def test_a_daemon_that_wakes_is_told_to_stop_once(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    answers = iter([Silent("no answer", uri="httpu:"), ""])
+
+    def moving(_call: object) -> str:
+        answer = next(answers)
+        if isinstance(answer, str):
+            return answer
+        raise answer
+
+    monkeypatch.setattr(stopping, "moving_line", moving)
+    monkeypatch.setattr(daemon, "stop", lambda pid, deadline_s: told.append(pid))
+    monkeypatch.setattr(daemon, "wait_until_gone", lambda pid, deadline_s: True)
+    assert run(paths, "stop") == 0
+    assert len(told) == 1
 
 
 @pytest.mark.usefixtures("silence")

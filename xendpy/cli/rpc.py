@@ -113,8 +113,10 @@ class Server:
             raise BrokenAnswer(-1, str(error)) from error
         except (xmlrpc.client.ResponseError, http.client.HTTPException) as error:
             raise BrokenAnswer(-1, str(error)) from error
-        except TimeoutError as error:
-            reason = error.strerror or f"no answer within {self._timeout_s} s"
+        except (TimeoutError, BlockingIOError) as error:
+            # At a unix socket whose queue is full of others who wait, a connect with a time limit
+            # fails at once, by EAGAIN.
+            reason = f"no answer within {self._timeout_s} s"
             raise Silent(reason, uri=self.uri) from error
         except OSError as error:
             raise Unreachable(error.strerror or str(error), uri=self.uri) from error

@@ -71,7 +71,9 @@ def _stop_silent(server: Server, pid: int, deadline_s: float) -> None:
         return
     with suppress(Silent):
         moving_line(server.call)
-        _drain(pid, deadline_s)
+        # It has heard SIGTERM by now, and a second one would cut what it still lets end.
+        if not daemon.wait_until_gone(pid, deadline_s=deadline_s):
+            raise NotStopped(_still_moving(pid, deadline_s))
         return
     _say(f"pid {pid} does not obey: killing it")
     with suppress(ProcessLookupError):
@@ -82,7 +84,11 @@ def _stop_silent(server: Server, pid: int, deadline_s: float) -> None:
 
 def _drain(pid: int, deadline_s: float) -> None:
     if not _terminate(pid, deadline_s):
-        raise NotStopped(f"pid {pid} still finishes migrations after {deadline_s:g} s")
+        raise NotStopped(_still_moving(pid, deadline_s))
+
+
+def _still_moving(pid: int, deadline_s: float) -> str:
+    return f"pid {pid} still finishes migrations after {deadline_s:g} s"
 
 
 def _terminate(pid: int, deadline_s: float) -> bool:
