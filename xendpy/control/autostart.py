@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 async def start_all(guests: Guests, paths: Paths, boot_id: str) -> None:
     """Start what is to start, one after the other; a failure stops nobody else.
 
-    Managed domains start with the daemon, linked configurations with the host: once in the boot
-    that `boot_id` names, unless they fail.
+    Managed domains start with the daemon, linked configurations with the host: each is tried once
+    in the boot that `boot_id` names.
     """
     for config in guests.managed.all():
         if config.text("on_xend_start") != "start":
@@ -43,15 +43,15 @@ async def start_all(guests: Guests, paths: Paths, boot_id: str) -> None:
             log.warning("domain %s does not start with the daemon: %s", config.name, error)
     once = await guests.workers.quick(OncePerBoot, paths, boot_id)
     for file in once.files:
-        if await _create(file, paths):
-            await guests.workers.quick(once.started, file)
+        await _create(file, paths)
+        await guests.workers.quick(once.tried, file)
 
 
 class OncePerBoot:
-    """The linked configurations that this boot has still to start.
+    """The linked configurations that this boot has still to start: all, at the daemon's first.
 
-    All of them at the daemon's first start in it, later those that have failed. What is still to
-    be started is on disk before the first is: a daemon that is killed goes on where it was.
+    One that has failed is an operator's by then: he may start its guest, and end it again. What is
+    still to be tried is on disk before the first is: a daemon that is killed goes on where it was.
     """
 
     def __init__(self, paths: Paths, boot_id: str) -> None:
@@ -65,7 +65,7 @@ class OncePerBoot:
         if left is None:
             self._write()
 
-    def started(self, file: Path) -> None:
+    def tried(self, file: Path) -> None:
         """Leave `file` out until the next boot."""
         self._names.remove(file.name)
         self._write()
@@ -121,11 +121,8 @@ async def stop_all(guests: Guests) -> None:
             log.warning("domain %s: no %s with the daemon: %s", config.name, action, error)
 
 
-async def _create(file: Path, paths: Paths) -> bool:
-    """Have `xm create` read a configuration file and ask this daemon for the guest.
-
-    Return whether the guest is here.
-    """
+async def _create(file: Path, paths: Paths) -> None:
+    """Have `xm create` read a configuration file and ask this daemon for the guest."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-c", _CREATE,
         "--root", str(paths.root), "create", "--autostart", str(file),
@@ -140,7 +137,7 @@ async def _create(file: Path, paths: Paths) -> bool:
             _, said = await process.communicate()
     except TimeoutError:
         log.warning("%s does not start: no answer within %g s", file, CREATE_DEADLINE_S)
-        return False
+        return
     finally:
         if process.returncode is None:
             process.kill()
@@ -152,5 +149,3 @@ async def _create(file: Path, paths: Paths) -> bool:
         log.info("%s: its guest is here already", file)
     else:
         log.warning("%s does not start: %s", file, text)
-        return False
-    return True
