@@ -40,6 +40,11 @@ HVM = DomainConfig.parse(
     (vncunused 1) (vnclisten 0.0.0.0) (vncpasswd secret))))""".encode()
 )
 
+PVH = DomainConfig.parse(
+    f"""(domain {COMMON} (image (pvh (kernel /boot/k) (ramdisk /boot/r) (args quiet) (boot '')))
+    (device (vif (mac 00:16:3e:11:22:33) (bridge xenbr1))))""".encode()
+)
+
 
 def completed(config: DomainConfig) -> DomainConfig:
     """Return a configuration to which nothing is added any more: a console, then its backend."""
@@ -72,7 +77,7 @@ def settled(config: DomainConfig) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("text", [*GUESTS.values(), PV.encode(), HVM.encode()])
+@pytest.mark.parametrize("text", [*GUESTS.values(), PV.encode(), HVM.encode(), PVH.encode()])
 def test_xml_that_says_the_same_changes_nothing(text: str | bytes) -> None:
     config = DomainConfig.parse(text if isinstance(text, bytes) else text.encode())
     whole = completed(config)
@@ -102,6 +107,14 @@ def test_only_what_is_said_changes() -> None:
     assert sxp.child_value(vbd, "uuid") == "u2"
     assert sxp.child_value(tap, "dev") == "0x0301:disk"
     assert sxp.child_value(device(changed, "vfb"), "vncpasswd") == "secret"
+
+
+def test_pvh_guest_stays_one_until_another_kind_is_asked_for() -> None:
+    changed = again(PVH, {"<on_crash>destroy<": "<on_crash>restart<"})
+    assert changed.image()[:4] == PVH.image()[:4]
+    text = shown(PVH).replace("</os>", "<kernel>/boot/pv</kernel></os>")
+    changed = new_config(redefined(from_xml(text.replace(">hvm<", ">linux<")), PVH))
+    assert changed.image()[:2] == ["linux", ["kernel", "/boot/pv"]]
 
 
 def test_image_of_another_format_has_the_driver_it_needs() -> None:

@@ -34,8 +34,10 @@ def redefined(said: sxp.SxpList, old: DomainConfig) -> sxp.SxpList:
 
 def _image(said: sxp.SxpList, shown: sxp.SxpList, old: DomainConfig) -> sxp.SxpList:
     now, before, image = _list(said, "image"), _list(shown, "image"), old.image()
-    if now[:1] != image[:1]:
-        return now  # another kind of guest: the old kind's settings say nothing of it
+    # Of another kind of guest the old kind's settings say nothing. libvirt's kinds count: xl's PVH
+    # guests are shown as HVM ones.
+    if now[:1] != before[:1]:
+        return now
     merged = _changed(image, before, now)
     if _screens(said) == _screens(shown):
         return merged
