@@ -44,6 +44,8 @@ GUESTS = {
       (device (vif (mac 00:16:3e:11:22:34)))
       (device (vfb (type vnc) (vncunused 0) (vncdisplay 3) (keymap de) (vnclisten 0.0.0.0)))
       (device (vkbd)) (device (console (protocol vt100))))""",
+    "pv-of-3.0": f"""(domain {COMMON} (image (linux (kernel /boot/k) (ip 10.0.0.7:1.2.3.4::::eth0:)
+        (root '/dev/sda1 ro') (args 4))))""",
     "nothing-to-boot": f"(domain {COMMON} (image (linux)))",
     "hvm-of-3.0": f"""(domain {COMMON} (image (hvm (kernel /usr/lib/xen/boot/hvmloader) (boot dc)
         (acpi 1) (apic 0) (pae 1) (vnc 1) (vncunused 1) (localtime 1)))
@@ -119,6 +121,11 @@ def test_disks_by_number_have_the_names_of_their_numbers() -> None:
     root = ElementTree.fromstring(to_xml(summary(GUESTS["disks-by-number"])))
     names = [target.get("dev") for target in root.iterfind("devices/disk/target")]
     assert names == ["hda1", "hdd", "xvdb"]
+
+
+def test_command_line_is_the_one_that_is_booted_with() -> None:
+    root = ElementTree.fromstring(to_xml(summary(GUESTS["pv-of-3.0"])))
+    assert root.findtext("os/cmdline") == "ip=10.0.0.7:1.2.3.4::::eth0: root=/dev/sda1 ro 4"
 
 
 def domain(inside: str = "", os: str = "<type>linux</type><kernel>/k</kernel>") -> str:

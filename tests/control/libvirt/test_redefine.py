@@ -20,7 +20,7 @@ from xendpy.control.libvirt.xdr import Reader, Writer
 from xendpy.control.libvirt.xml_config import from_xml
 from xendpy.control.managed import inactive
 from xendpy.control.new_config import new_config
-from xendpy.guest.domain import DomainConfig
+from xendpy.guest.domain import DomainConfig, kernel_arguments
 from xendpy.guest.origin import is_received
 
 GET_XML, DEFINE, INACTIVE = 14, 11, 2
@@ -115,6 +115,17 @@ def test_pvh_guest_stays_one_until_another_kind_is_asked_for() -> None:
     text = shown(PVH).replace("</os>", "<kernel>/boot/pv</kernel></os>")
     changed = new_config(redefined(from_xml(text.replace(">hvm<", ">linux<")), PVH))
     assert changed.image()[:2] == ["linux", ["kernel", "/boot/pv"]]
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "args"), [("<cmdline>root=/dev/sdb1<", "root=/dev/sdb1"), ("<cmdline><", None)]
+)
+def test_edited_command_line_is_the_whole_of_it(cmdline: str, args: str | None) -> None:
+    old = DomainConfig.parse(str(GUESTS["pv-of-3.0"]).encode())
+    shown_line = "<cmdline>ip=10.0.0.7:1.2.3.4::::eth0: root=/dev/sda1 ro 4<"
+    image = again(old, {shown_line: cmdline}).image()
+    assert kernel_arguments(image) == (args or "")
+    assert sxp.child_value(image, "args") == args
 
 
 def test_image_of_another_format_has_the_driver_it_needs() -> None:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from xendpy import sxp
-from xendpy.guest.domain import DomainConfig, DomainSummary, GuestType
+from xendpy.guest.domain import DomainConfig, DomainSummary, GuestType, kernel_arguments
 
 OFF_ACTIONS = ("destroy", "restart", "preserve", "rename-restart")
 ACTIONS: Mapping[str, tuple[str, ...]] = {
@@ -103,8 +103,8 @@ def _add_os(root: Element, config: DomainConfig, *, hvm: bool) -> None:
         if path := _image(config, key):
             # A test guest's kernel is no path, and the schema wants one.
             _text(system, tag, path if path.startswith("/") else f"/{path}")
-    if _image(config, "args"):
-        _text(system, "cmdline", _image(config, "args"))
+    if arguments := kernel_arguments(config.image()):
+        _text(system, "cmdline", arguments)
 
 
 def _add_features(root: Element, config: DomainConfig) -> None:

@@ -39,6 +39,9 @@ def _image(said: sxp.SxpList, shown: sxp.SxpList, old: DomainConfig) -> sxp.SxpL
     if now[:1] != before[:1]:
         return now
     merged = _changed(image, before, now)
+    if sxp.child_value(now, "args") != sxp.child_value(before, "args"):
+        # They are part of the command line that was shown, and would come in front of it again.
+        merged = [item for item in merged if _key(item) not in ("ip", "root")]
     if _screens(said) == _screens(shown):
         return merged
     # An HVM guest's screen may be its image's; one that is changed is a device.
