@@ -19,8 +19,10 @@ from xendpy.control.libvirt.layouts import KNOWN, LAYOUTS
 from xendpy.control.libvirt.server import MAX_CLIENTS, TABLE, LibvirtServer
 from xendpy.control.libvirt.session import Host
 from xendpy.control.libvirt.wire import (
+    FROM_XEN,
     KEEPALIVE_PROGRAM,
     LENGTH,
+    MAX_OPENING,
     PING,
     PONG,
     REMOTE_PROGRAM,
@@ -33,7 +35,7 @@ from xendpy.control.libvirt.wire import (
 from xendpy.control.libvirt.xdr import Reader, Writer
 from xendpy.relocation.hosts import HostsAllow
 
-HOSTNAME, SAVE, CAPABILITIES = 59, 55, 7
+HOSTNAME, SAVE, CAPABILITIES, DEFINE = 59, 55, 7, 11
 UUID = guest_config("web1").uuid
 
 
@@ -130,6 +132,25 @@ async def test_a_length_that_cannot_be_ends_the_connection_at_once(
     assert await client.ended()
     client.close()
     await check_served(sockets)
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["after-the-answer", "at-once"])
+async def test_the_first_call_of_an_opened_connection_may_be_large(
+    sockets: Path, *, waits: bool
+) -> None:
+    client = await Client.connect(sockets)
+    if waits:
+        await client.opened()
+    else:
+        client.begin(OPEN, Writer().opt_string(None).u32(0).data())
+    text = f"<domain>{' ' * MAX_OPENING}</domain>"
+    client.begin(DEFINE, Writer().string(text).data())
+    if not waits:
+        assert (await client.receive()).status == Status.OK
+    answer = Reader((await client.receive()).body)
+    assert (answer.i32(), answer.i32()) == (Code.INVALID_ARG, FROM_XEN)
+    assert answer.opt_string() == "<memory> is missing"
+    client.close()
 
 
 @pytest.fixture

@@ -133,7 +133,10 @@ class Session:
         unsubscribe = self.guests.events.subscribe(self._tell)
         try:
             while (packet := await read_packet(self.reader, opened=self.opened)) is not None:
-                self._take(packet)
+                answer = self._take(packet)
+                if answer is not None and not self.opened:
+                    # Whether it opens the connection decides what may come next, and how late.
+                    await answer
         except RpcError as error:
             log.warning("libvirt client dropped: %s", error)
         finally:
@@ -179,21 +182,24 @@ class Session:
             return
         self.writer.write(packet.encode())
 
-    def _take(self, packet: Packet) -> None:
+    def _take(self, packet: Packet) -> asyncio.Task[None] | None:
+        """Begin what a packet asks for; return the call, if it is one that is carried out."""
         if packet.program == KEEPALIVE_PROGRAM:
             if packet.procedure == PING:
                 self._send(message(PONG, b"", KEEPALIVE_PROGRAM))
-            return
+            return None
         if packet.type != Type.CALL:
             log.debug("libvirt client: a packet of type %d is passed over", packet.type)
-            return
+            return None
         try:
             procedure = self._procedure(packet)
         except RpcError as error:
             self._send(packet.error(error))
-            return
+            return None
         self._calls += 1
-        self.begin(asyncio.ensure_future(self._answer(procedure, packet)))
+        call = asyncio.ensure_future(self._answer(procedure, packet))
+        self.begin(call)
+        return call
 
     def _procedure(self, packet: Packet) -> Procedure:
         if (packet.program, packet.version) != (REMOTE_PROGRAM, VERSION):
