@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -162,7 +163,16 @@ DISK = "<disk type='file'{}>{}<source file='/a'/><target dev='xvda'/></disk>"
         (domain(DISK.format("", "<iotune/>")), "<iotune> in <disk>"),
         (domain().replace("<os>", "<cputune><shares>512</shares></cputune><os>"), "<cputune>"),
         (domain().replace("<os>", "<vcpu cpuset='0-1'>2</vcpu><os>"), "<vcpu cpuset="),
-        (domain().replace("<os>", "<clock offset='variable'/><os>"), "<clock offset='variable'>"),
+        (domain().replace("<os>", "<clock offset='timezone'/><os>"), "<clock offset='timezone'>"),
+        (
+            domain().replace("<os>", "<clock offset='variable' adjustment='3600'/><os>"),
+            "<clock adjustment='3600'>",
+        ),
+        (
+            domain().replace("<os>", "<clock><timer name='tsc' mode='native'/></clock><os>"),
+            "<timer name='tsc'>",
+        ),
+        (domain().replace("<os>", "<seclabel type='static'/><os>"), "<seclabel type='static'>"),
         (domain(os="<type>hvm</type><loader>/usr/share/OVMF.fd</loader>"), "<loader> /usr/share"),
         (domain(os="<type>xenpvh</type>"), "os type xenpvh"),
         (domain(DISK.format("", "<driver type='vmdk'/>")), "format vmdk"),
@@ -174,6 +184,79 @@ DISK = "<disk type='file'{}>{}<source file='/a'/><target dev='xvda'/></disk>"
 def test_what_cannot_be_expressed_is_refused(text: str, reason: str) -> None:
     with pytest.raises(RpcError, match=reason):
         from_xml(text)
+
+
+# What libvirt's drivers for Xen wrote of a guest beyond what is written here.
+OLD_PV = """<domain type='xen' id='6'>
+  <name>pv</name><uuid>1f2c7b6e-55a0-4e2f-9d1c-0a8b7c6d5e4f</uuid>
+  <title>A guest</title><description>Of ours</description>
+  <metadata><a:b xmlns:a='urn:a'/></metadata>
+  <memory unit='KiB'>524288</memory><vcpu placement='static'>1</vcpu>
+  <resource><partition>/machine</partition></resource>
+  <os><type arch='x86_64' machine='xenpv'>linux</type><kernel>/boot/k</kernel></os>
+  <clock offset='utc' adjustment='reset'/>
+  <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>restart</on_crash>
+  <devices>
+    <emulator>/usr/lib64/xen/bin/qemu-dm</emulator>
+    <disk type='file' device='disk'>
+      <driver name='tap2' type='aio'/><source file='/srv/a.img'/><backingStore/>
+      <target dev='xvda' bus='xen'/><address type='drive' controller='0' bus='0' unit='0'/>
+    </disk>
+    <controller type='xenbus' index='0'/>
+    <console type='pty' tty='/dev/pts/4'>
+      <source path='/dev/pts/4'/><target type='xen' port='0'/><alias name='console0'/>
+    </console>
+    <input type='mouse' bus='xen'/><input type='keyboard' bus='xen'/>
+    <graphics type='vnc' port='5901' autoport='no' listen='0.0.0.0'>
+      <listen type='address' address='0.0.0.0'/>
+    </graphics>
+    <video><model type='xen' vram='4096' heads='1' primary='yes'/></video>
+    <memballoon model='xen'/>
+  </devices>
+  <seclabel type='none'/>
+  <seclabel type='dynamic' model='dac' relabel='yes'><label>+0:+0</label></seclabel>
+</domain>"""
+OLD_HVM = """<domain type='xen'>
+  <name>hvm</name><memory>524288</memory>
+  <os>
+    <type arch='i686' machine='xenfv'>hvm</type>
+    <loader type='rom'>/usr/lib/xen/boot/hvmloader</loader><boot dev='hd'/>
+  </os>
+  <features><acpi/><apic/><pae/><hap/></features>
+  <clock offset='variable' adjustment='0' basis='utc'><timer name='hpet' present='no'/></clock>
+  <devices><input type='mouse' bus='ps2'/></devices>
+</domain>"""
+
+
+def test_what_libvirt_wrote_of_a_pv_guest_is_taken() -> None:
+    config = new_config(from_xml(OLD_PV))
+    assert config.image()[:2] == ["linux", ["kernel", "/boot/k"]]
+    assert sxp.child_value(config.image(), "localtime") is None
+    disk = next(device for kind, device in config.devices() if kind == "vbd")
+    assert sxp.child_value(disk, "uname") == "tap:aio:/srv/a.img"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, {"hap": "1", "hpet": "0", "acpi": "1", "viridian": None, "localtime": None}),
+        ({"<hap/>": "<hap state='off'/><viridian/>"}, {"hap": "0", "viridian": "1"}),
+        (
+            {"basis='utc'": "basis='localtime'", " present='no'": ""},
+            {"localtime": "1", "hpet": "1"},
+        ),
+        ({"variable' adjustment='0' basis='utc'": "localtime'"}, {"localtime": "1"}),
+    ],
+)
+def test_what_libvirt_wrote_of_an_hvm_guest_is_taken(
+    changes: Mapping[str, str], said: Mapping[str, str | None]
+) -> None:
+    text = OLD_HVM
+    for before, after in changes.items():
+        assert before in text
+        text = text.replace(before, after)
+    image = new_config(from_xml(text)).image()
+    assert {key: sxp.child_value(image, key) for key in said} == said
 
 
 def test_an_image_that_is_no_raw_one_keeps_its_driver() -> None:

@@ -30,8 +30,12 @@ MAX_XML = 1 << 20
 _UNITS = {"b": 1, "bytes": 1, "k": 1 << 10, "kib": 1 << 10, "kb": 1000, "m": 1 << 20,
           "mib": 1 << 20, "mb": 10**6, "g": 1 << 30, "gib": 1 << 30, "gb": 10**9}  # fmt: skip
 _LETTERS = {word: letter for letter, word in BOOT.items()}
+_HVM_SAID = ("hap", "viridian")  # xend has defaults of its own for a guest that does not say
 _LOADER = "hvmloader"
-_TAPS = {form: tap for tap, form in TAP_FORMATS.items() if form != "raw"}
+# An older libvirt calls them what blktap does; a raw image needs no blktap unless it is named so.
+_TAPS = {form: tap for tap, form in TAP_FORMATS.items() if form != "raw"} | {
+    tap: tap for tap in TAP_FORMATS
+}
 
 
 def from_xml(text: str) -> sxp.SxpList:
@@ -141,10 +145,17 @@ def _image_of(root: Element, *, hvm: bool) -> sxp.SxpList:
             image.append([key, TEST_KERNEL if value == f"/{TEST_KERNEL}" else value])
     if hvm:
         image += _hvm_image(root)
-    clock = root.find("clock")
-    if clock is not None and clock.get("offset") == "localtime":
+    if _is_local(root):
         image.append(["localtime", "1"])
     return image
+
+
+def _is_local(root: Element) -> bool:
+    clock = root.find("clock")
+    if clock is None:
+        return False
+    variable = clock.get("offset") == "variable"
+    return clock.get("basis" if variable else "offset") == "localtime"
 
 
 def _hvm_image(root: Element) -> Iterator[sxp.SxpList]:
@@ -152,6 +163,11 @@ def _hvm_image(root: Element) -> Iterator[sxp.SxpList]:
     yield ["boot", "".join(boots) or "c"]
     for flag in HVM_SWITCHES:
         yield [flag, "1" if root.find(f"features/{flag}") is not None else "0"]
+    for flag in _HVM_SAID:
+        if (feature := root.find(f"features/{flag}")) is not None:
+            yield [flag, "0" if feature.get("state") == "off" else "1"]
+    if (hpet := root.find("clock/timer[@name='hpet']")) is not None:
+        yield ["hpet", "0" if hpet.get("present") == "no" else "1"]
     if root.find("devices/serial[@type='pty']") is not None:
         yield ["serial", "pty"]
     if root.find("devices/input[@type='tablet']") is not None:

@@ -1,7 +1,8 @@
 """What of libvirt's domain XML is understood here; everything else is refused by its name.
 
-What every guest here has anyhow, or what says nothing to xend, is passed over: metadata, the
-emulator, controllers, a memory balloon, the video card, addresses and aliases.
+What every guest here has anyhow, or what says nothing to xend, is passed over: titles, metadata,
+cgroups, the emulator, controllers, a memory balloon, the video card, addresses and aliases.
+libvirt's own drivers for Xen wrote such things of every guest.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ _ANYHOW = frozenset(("address", "alias"))
 _CHILDREN: Mapping[str, Set[str]] = {
     path: frozenset(children.split())
     for path, children in {
-        "domain": "name uuid metadata memory currentMemory vcpu bootloader bootloader_args os"
-        " features clock on_poweroff on_reboot on_crash devices",
+        "domain": "name uuid title description metadata memory currentMemory vcpu resource"
+        " bootloader bootloader_args os features clock on_poweroff on_reboot on_crash devices"
+        " seclabel",
         "domain/os": "type loader kernel initrd cmdline boot",
-        "domain/features": "acpi apic pae",
+        "domain/features": "acpi apic pae hap viridian",
+        "domain/clock": "timer",
+        "domain/seclabel": "label imagelabel baselabel",
         "domain/devices": "emulator disk interface graphics console serial input controller video"
         " memballoon",
         "domain/devices/disk": "driver source target readonly shareable backingStore",
@@ -30,14 +34,19 @@ _CHILDREN: Mapping[str, Set[str]] = {
 }
 # Whatever is in them is passed over.
 _OPAQUE = frozenset(
-    ("domain/metadata", "domain/devices/emulator", "domain/devices/controller",
+    ("domain/metadata", "domain/resource", "domain/devices/emulator", "domain/devices/controller",
      "domain/devices/video", "domain/devices/memballoon", "domain/devices/console/target",
      "domain/devices/serial/target", "domain/devices/disk/backingStore")
 )  # fmt: skip
 
 # (path, attribute): the values that are understood; an attribute that is missing is.
 _VALUES: Mapping[tuple[str, str], Set[str]] = {
-    ("domain/clock", "offset"): frozenset(("utc", "localtime")),
+    # `variable` and an adjustment by nothing are how libvirt said so of Xen's guests.
+    ("domain/clock", "offset"): frozenset(("utc", "localtime", "variable")),
+    ("domain/clock", "adjustment"): frozenset(("0", "reset")),
+    ("domain/clock", "basis"): frozenset(("utc", "localtime")),
+    ("domain/clock/timer", "name"): frozenset(("hpet",)),
+    ("domain/seclabel", "type"): frozenset(("none", "dynamic")),  # static: a guest's XSM label
     ("domain/devices/disk", "type"): frozenset(("file", "block")),
     ("domain/devices/interface", "type"): frozenset(("bridge", "ethernet")),
     ("domain/devices/graphics", "type"): frozenset(("vnc",)),
