@@ -53,6 +53,9 @@ BOOTS = [
      RULES, XlBoot(kernel="/boot/k", cmdline="ip=dhcp root=/dev/xvda1 ro quiet")),
     ("3.0.3, loaded", loaded(args="", image="(kernel /boot/k) (root /dev/xvda1)"), RULES,
      XlBoot(bootloader="pygrub", kernel="/boot/k", cmdline="root=/dev/xvda1")),
+    ("3.0.4", loaded("''", image=FOUND), RULES,
+     XlBoot(note="/var/lib/xen/boot_kernel.kUSYEF was a boot loader's for one boot: the guest"
+            " cannot reboot by itself")),
     ("none", loaded("''", image=WISHED), RULES,
      XlBoot(kernel="/boot/vmlinuz-2", ramdisk="/boot/initrd-2", cmdline="single")),
 ]  # fmt: skip

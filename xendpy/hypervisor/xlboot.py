@@ -45,7 +45,11 @@ def read_boot(config: DomainConfig, rules: GuestRules) -> XlBoot:
         DomainError: a kernel lies outside the allowed directories, or the boot loader's arguments
             have an open quote.
     """
-    loader = config.text("bootloader")
+    loader, kernel = config.text("bootloader"), _said(config, "kernel")
+    if not loader and rules.confined and COPY.fullmatch(kernel):
+        # Xen 3.0.4 does not say which boot loader made it, and it is on the old host alone.
+        note = f"{kernel} was a boot loader's for one boot: the guest cannot reboot by itself"
+        return XlBoot(note=note)
     if not loader:
         return XlBoot(
             kernel=_kernel(config, "kernel", rules),
@@ -62,11 +66,11 @@ def read_boot(config: DomainConfig, rules: GuestRules) -> XlBoot:
     boot = XlBoot(bootloader=loader, bootloader_args=arguments, note=note)
     # Xen 3.0.x and RHEL 5 wrote what the boot loader had found over what the operator wanted. It
     # is not asked for again: the guest's own boot menu may say something else by then.
-    if COPY.fullmatch(_said(config, "kernel")):
+    if COPY.fullmatch(kernel):
         return boot
     return replace(
         boot,
-        kernel=_said(config, "kernel"),
+        kernel=kernel,
         ramdisk=_said(config, "ramdisk"),
         cmdline=kernel_arguments(config.image()),
     )
