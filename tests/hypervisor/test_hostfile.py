@@ -1,6 +1,8 @@
 """Which files and devices of this host a received guest may have, and how they are opened."""
 
+import fcntl
 import os
+import signal
 import stat
 from pathlib import Path
 
@@ -147,3 +149,20 @@ def test_a_pipe_in_place_of_a_disk_keeps_nobody_waiting(xl, tmp_path):
     ):
         raise AssertionError("let in")
     own.close()
+
+
+def test_a_file_that_is_lent_to_somebody_is_waited_for(tmp_path):
+    """As an NFS server lends files to its clients: opening one calls it back first."""
+    file = tmp_path / "disk"
+    file.touch()
+    lent = os.open(file, os.O_RDONLY)
+    before = signal.signal(
+        signal.SIGIO, lambda *_: fcntl.fcntl(lent, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    )
+    try:
+        fcntl.fcntl(lent, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        with opened(str(file), writable=True):
+            assert fcntl.fcntl(lent, fcntl.F_GETLEASE) == fcntl.F_UNLCK
+    finally:
+        signal.signal(signal.SIGIO, before)
+        os.close(lent)

@@ -64,7 +64,10 @@ def opened(path: str, *, writable: bool = False) -> Iterator[int]:
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             reason = f"it is {_words(mode)}, {STORAGE} was expected"
             raise OSError(errno.EINVAL, reason, path)
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+        if stat.S_ISBLK(mode):
+            # Not for files: one that an NFS server here has lent to a client has to be waited for.
+            flags |= os.O_NONBLOCK
         fd = os.open(f"/proc/self/fd/{seen}", flags)
     finally:
         os.close(seen)
