@@ -84,9 +84,8 @@ class Resolver:
             if entry.step is Step.SENDING:
                 entry = await self._ownership.keep(entry)
             return await self._redial(entry)
-        except (
-            XendError
-        ) as error:  # of the journal, or of a driver whose guest is busy: again later
+        except XendError as error:
+            # Of the journal, or of a driver whose guest is busy: again later.
             log.warning("migration %s: %s", entry.id[:8], error)
             return False
 

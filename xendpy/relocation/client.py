@@ -19,7 +19,6 @@ from xendpy.relocation.tls import check_name, shake_hands, wrap
 
 CONNECT_TIMEOUT_S = 30.0  # xend >= 3.3
 MAX_REPLY = 1024  # bytes; what xend 4.0 reads of an error
-RELEASES = ("3.0", "3.1", "3.2", "3.4", "4.0", "4.1", "4.2+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

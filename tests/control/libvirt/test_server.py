@@ -249,23 +249,21 @@ async def test_a_socket_that_somebody_serves_is_left_alone_and_a_dead_one_replac
 @pytest.mark.parametrize(("pattern", "let_in"), [(r"^127\.0\.0\.1$", True), (r"^10\.", False)])
 async def test_over_tcp_hosts_allow_decides(host: Host, pattern: str, let_in: bool) -> None:
     async with LibvirtServer(host) as own:
-        port = await own.listen_tcp("127.0.0.1", 0, HostsAllow.parse(pattern))
-        client = Client(*await asyncio.open_connection("127.0.0.1", port))
-        if let_in:
-            await client.opened()
-        else:
-            assert await client.ended()
-        client.close()
+        await check_tcp(own, HostsAllow.parse(pattern), let_in=let_in)
+
+
+async def check_tcp(server: LibvirtServer, rules: HostsAllow, *, let_in: bool) -> None:
+    port = await server.listen_tcp("127.0.0.1", 0, rules)
+    client = Client(*await asyncio.open_connection("127.0.0.1", port))
+    if let_in:
+        await client.opened()
+    else:
+        assert await client.ended()
+    client.close()
 
 
 @pytest.mark.parametrize(("name", "let_in"), [("friend.example", True), ("127.0.0.1", False)])
 async def test_over_tcp_the_name_is_the_resolvers(host: Host, name: str, let_in: bool) -> None:
     rules = HostsAllow.parse(r"^friend\.example$")
     async with LibvirtServer(host, resolve=lambda _: name) as server:
-        port = await server.listen_tcp("127.0.0.1", 0, rules)
-        client = Client(*await asyncio.open_connection("127.0.0.1", port))
-        if let_in:
-            await client.opened()
-        else:
-            assert await client.ended()
-        client.close()
+        await check_tcp(server, rules, let_in=let_in)
