@@ -311,6 +311,12 @@ def child(tree: SxpValue, name: str) -> SxpList | None:
     return next(children(tree, name), None)
 
 
+def child_text(tree: SxpValue, name: str) -> str:
+    """Return the value of the first child list `name` if it is text, else an empty one."""
+    value = child_value(tree, name)
+    return value if isinstance(value, str) else ""
+
+
 def child_value(tree: SxpValue, name: str, default: SxpValue = None) -> SxpValue:
     """Return the value of the first child list `name`: its second element, attributes skipped."""
     entry = child(tree, name)

@@ -152,8 +152,7 @@ def kernel_arguments(image: sxp.SxpList) -> str:
     """
     words = []
     for key, prefix in (("ip", "ip="), ("root", "root="), ("args", "")):
-        value = sxp.child_value(image, key)
-        if isinstance(value, str) and value:
+        if value := sxp.child_text(image, key):
             words.append(prefix + value)
     return " ".join(words)
 

@@ -95,5 +95,4 @@ def _arguments(config: DomainConfig, rules: GuestRules) -> tuple[tuple[str, ...]
 
 
 def _said(config: DomainConfig, key: str) -> str:
-    value = sxp.child_value(config.image(), key)
-    return value if isinstance(value, str) else ""
+    return sxp.child_text(config.image(), key)

@@ -127,16 +127,16 @@ def _device(item: sxp.SxpValue) -> sxp.SxpList | None:
 
 
 def _vdev(device: sxp.SxpList) -> str:
-    said = _text(device, "dev")
+    said = sxp.child_text(device, "dev")
     found = DEVICE.fullmatch(said)
     return found["vdev"] if found else said
 
 
 def _nic_key(noted: sxp.SxpList, index: int, there: Mapping[Key, sxp.SxpList]) -> Key:
     """Return the key of an interface: where its mac is, or if it came without one, its devid."""
-    mac = _text(noted, "mac").lower()
+    mac = sxp.child_text(noted, "mac").lower()
     for key, device in there.items():
-        if mac and key[0] == "nic" and _text(device, "mac").lower() == mac:
+        if mac and key[0] == "nic" and sxp.child_text(device, "mac").lower() == mac:
             return key
     return "nic", "" if mac else str(index)
 
@@ -151,10 +151,5 @@ def _is_same_disk(noted: sxp.SxpList, found: sxp.SxpList, rules: GuestRules) -> 
 
 
 def _is_same_nic(noted: sxp.SxpList, found: sxp.SxpList, rules: GuestRules) -> bool:
-    bridge, now = _text(noted, "bridge"), _text(found, "bridge")
+    bridge, now = sxp.child_text(noted, "bridge"), sxp.child_text(found, "bridge")
     return not bridge or not now or now in (bridge, rules.bridge(bridge))
-
-
-def _text(device: sxp.SxpList, key: str) -> str:
-    value = sxp.child_value(device, key)
-    return value if isinstance(value, str) else ""

@@ -42,11 +42,11 @@ def read_disk(guest: str, device: sxp.SxpList, rules: GuestRules) -> XlDisk:
         DomainError: it lies where it must not, has another backend than domain 0, or a driver
             that xl does not have.
     """
-    uname, dev = _text(device, "uname"), _text(device, "dev")
+    uname, dev = sxp.child_text(device, "uname"), sxp.child_text(device, "dev")
     found = DEVICE.fullmatch(dev)
     if found is None:
         raise DomainError(guest, f"disk {uname} has the device {dev!r}, which is none")
-    backend = _text(device, "backend") or "0"
+    backend = sxp.child_text(device, "backend") or "0"
     if uname not in EMPTY and backend not in ("0", "Domain-0"):
         raise DomainError(guest, f"vbd {dev} backend {backend}: only domain 0 can serve it here")
     cdrom = found["kind"] == "cdrom"
@@ -57,7 +57,7 @@ def read_disk(guest: str, device: sxp.SxpList, rules: GuestRules) -> XlDisk:
         vdev=found["vdev"],
         path=rules.disk(guest, path),
         format=image_format,
-        writable=not cdrom and _text(device, "mode").startswith("w"),
+        writable=not cdrom and sxp.child_text(device, "mode").startswith("w"),
         cdrom=cdrom,
     )
 
@@ -73,8 +73,3 @@ def _target(guest: str, uname: str) -> tuple[str, str]:
         raise DomainError(guest, f"disk {uname!r}: characters that no path should have")
     absolute = path if path.startswith("/") else f"/dev/{path}"
     return absolute, TAP_FORMATS.get(found["tap"] or "", "raw")
-
-
-def _text(device: sxp.SxpList, key: str) -> str:
-    value = sxp.child_value(device, key)
-    return value if isinstance(value, str) else ""

@@ -182,8 +182,7 @@ class _Reader:
         self._tree = config.image()
 
     def image(self, key: str) -> str:
-        value = sxp.child_value(self._tree, key)
-        return value if isinstance(value, str) else ""
+        return sxp.child_text(self._tree, key)
 
     def action(self, key: str) -> str:
         value = self._config.text(key) or DEFAULT_ACTIONS[key]
@@ -237,7 +236,7 @@ class _Reader:
         """Return the frame buffer, of the vfb device or, for HVM, of the image."""
         for kind, device in self._config.devices():
             if kind == "vfb":
-                return _graphics({key: _text(device, key) for key in GRAPHICS_KEYS})
+                return _graphics({key: sxp.child_text(device, key) for key in GRAPHICS_KEYS})
         if not hvm:
             return None
         return _graphics({key: self.image(key) for key in GRAPHICS_KEYS})
@@ -260,8 +259,3 @@ def _graphics(said: Mapping[str, str]) -> XlGraphics:
         password=said["vncpasswd"],
         keymap=said["keymap"] if re.fullmatch(r"[a-z-]{0,8}", said["keymap"]) else "",
     )
-
-
-def _text(device: sxp.SxpList, key: str) -> str:
-    value = sxp.child_value(device, key)
-    return value if isinstance(value, str) else ""

@@ -71,7 +71,7 @@ def read_nic(guest: str, device: sxp.SxpList, rules: GuestRules) -> XlNic:
             0, or a value that is none.
     """
     keys = ("mac", "bridge", "script", "model", "vifname", "ip", "type")
-    said = {key: _text(device, key) for key in keys}
+    said = {key: sxp.child_text(device, key) for key in keys}
     _check_backend(guest, device)
     if said["mac"] and not MAC.fullmatch(said["mac"]):
         raise DomainError(guest, f"vif mac {said['mac']} is none")
@@ -88,7 +88,7 @@ def read_nic(guest: str, device: sxp.SxpList, rules: GuestRules) -> XlNic:
         ip=said["ip"] if re.fullmatch(r"[0-9a-fA-F:. /]*", said["ip"]) else "",
         ifname=said["vifname"],
         emulated=said["type"] == "ioemu",
-        rate=read_rate(_text(device, "rate")),
+        rate=read_rate(sxp.child_text(device, "rate")),
     )
 
 
@@ -135,11 +135,6 @@ def _bridge(name: str, script: str, rules: GuestRules) -> str:
 
 def _check_backend(guest: str, device: sxp.SxpList) -> None:
     # Ids and names of driver domains differ between hosts.
-    backend = _text(device, "backend") or "0"
+    backend = sxp.child_text(device, "backend") or "0"
     if backend not in ("0", "Domain-0"):
         raise DomainError(guest, f"vif backend {backend}: only domain 0 can serve it here")
-
-
-def _text(device: sxp.SxpList, key: str) -> str:
-    value = sxp.child_value(device, key)
-    return value if isinstance(value, str) else ""

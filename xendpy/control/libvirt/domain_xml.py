@@ -73,8 +73,7 @@ def _text(parent: Element, tag: str, text: str, **attributes: str) -> Element:
 
 
 def _image(config: DomainConfig, key: str) -> str:
-    value = sxp.child_value(config.image(), key)
-    return value if isinstance(value, str) else ""
+    return sxp.child_text(config.image(), key)
 
 
 def _add_bootloader(root: Element, config: DomainConfig) -> None:
@@ -130,14 +129,9 @@ def _add_devices(devices: Element, config: DomainConfig, *, hvm: bool) -> None:
         _add_graphics(devices, config.image())
 
 
-def _value(device: sxp.SxpList, key: str) -> str:
-    value = sxp.child_value(device, key)
-    return value if isinstance(value, str) else ""
-
-
 def _add_disk(devices: Element, device: sxp.SxpList) -> None:
-    name, _, role = _value(device, "dev").removeprefix("ioemu:").partition(":")
-    match = _UNAME.fullmatch(_value(device, "uname"))
+    name, _, role = sxp.child_text(device, "dev").removeprefix("ioemu:").partition(":")
+    match = _UNAME.fullmatch(sxp.child_text(device, "uname"))
     block = match is not None and match[1] == "phy"
     disk = SubElement(
         devices,
@@ -152,7 +146,7 @@ def _add_disk(devices: Element, device: sxp.SxpList) -> None:
     name = _disk_name(name.removeprefix("/dev/"))
     bus = {"hd": "ide", "sd": "scsi"}.get(name[:2], "xen")
     SubElement(disk, "target", {"dev": name, "bus": bus})
-    mode = _value(device, "mode")
+    mode = sxp.child_text(device, "mode")
     if mode == "r" or role == "cdrom":
         SubElement(disk, "readonly")
     elif mode == "w!":
@@ -171,16 +165,16 @@ def _disk_name(name: str) -> str:
 
 
 def _add_interface(devices: Element, device: sxp.SxpList, *, hvm: bool) -> None:
-    bridge = _value(device, "bridge")
+    bridge = sxp.child_text(device, "bridge")
     interface = SubElement(devices, "interface", {"type": "bridge" if bridge else "ethernet"})
-    model = _value(device, "model")
-    if hvm and _value(device, "type") != "ioemu":
+    model = sxp.child_text(device, "model")
+    if hvm and sxp.child_text(device, "type") != "ioemu":
         model = PV_MODEL
     for tag, attribute, value in (
-        ("mac", "address", _value(device, "mac")),
+        ("mac", "address", sxp.child_text(device, "mac")),
         ("source", "bridge", bridge),
-        ("script", "path", _value(device, "script")),
-        ("target", "dev", _value(device, "vifname")),
+        ("script", "path", sxp.child_text(device, "script")),
+        ("target", "dev", sxp.child_text(device, "vifname")),
         ("model", "type", model),
     ):
         if value:
@@ -189,16 +183,16 @@ def _add_interface(devices: Element, device: sxp.SxpList, *, hvm: bool) -> None:
 
 def _add_graphics(devices: Element, said: sxp.SxpList) -> bool:
     """Add the screen, if there is one; `said`: a vfb device, or the image of an HVM guest."""
-    if _value(said, "vnc") != "1" and _value(said, "type") != "vnc":
+    if sxp.child_text(said, "vnc") != "1" and sxp.child_text(said, "type") != "vnc":
         return False
     graphics = SubElement(devices, "graphics", {"type": "vnc"})
-    display = _value(said, "vncdisplay")
-    if _value(said, "vncunused") == "0" and display.isdecimal():
+    display = sxp.child_text(said, "vncdisplay")
+    if sxp.child_text(said, "vncunused") == "0" and display.isdecimal():
         graphics.set("port", str(VNC_PORT + int(display)))
         graphics.set("autoport", "no")
     else:
         graphics.set("autoport", "yes")
-    if _value(said, "keymap"):
-        graphics.set("keymap", _value(said, "keymap"))
-    graphics.set("listen", _value(said, "vnclisten") or "127.0.0.1")
+    if sxp.child_text(said, "keymap"):
+        graphics.set("keymap", sxp.child_text(said, "keymap"))
+    graphics.set("listen", sxp.child_text(said, "vnclisten") or "127.0.0.1")
     return True
